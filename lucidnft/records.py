@@ -1,0 +1,124 @@
+"""The records that cross package borders.  Read this first.
+
+Axis letters: G groups (LR images) on this rank, K rollouts per group, N = G * K images,
+M rewards, C, h, w latent channels and grid, H, W output pixels, S solver steps, r the upscale factor.
+A group is an axis and never leaves its rank, so advantages need no ids and no communication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def flatten_groups(x: Tensor) -> Tensor:
+    """(G, K, ...) -> (G*K, ...), group-major."""
+    return x.flatten(0, 1)
+
+
+def split_groups(x: Tensor, group_size: int) -> Tensor:
+    """(G*K, ...) -> (G, K, ...), the inverse of `flatten_groups`."""
+    return x.unflatten(0, (-1, group_size))
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """G low-resolution images of one size, as the data package hands them out."""
+
+    lr: Tensor  # (G, 3, H/r, W/r) float32 RGB in [0, 1]
+    keys: tuple[str, ...]  # G names, for messages and logs
+    group_ids: tuple[int, ...]  # G global group numbers of this step; rollout noise is keyed by them
+    upscale: int = 4  # r
+    hr: Tensor | None = None  # (G, 3, H, W) float32 RGB in [0, 1], when the reference is known
+    prompts: tuple[str, ...] | None = None  # G texts
+    metadata: tuple[dict[str, Any], ...] = field(default=())  # G records of drawn degradations
+
+    def __post_init__(self) -> None:
+        groups = self.lr.shape[0]
+        for name, value in (("keys", self.keys), ("group_ids", self.group_ids)):
+            if len(value) != groups:
+                raise ValueError(f"ImageBatch.{name} has {len(value)} entries for {groups} LR images")
+        if self.hr is not None:
+            want = (groups, 3, self.lr.shape[2] * self.upscale, self.lr.shape[3] * self.upscale)
+            if tuple(self.hr.shape) != want:
+                raise ValueError(
+                    f"ImageBatch.hr has shape {tuple(self.hr.shape)}, expected {want} for LR "
+                    f"{tuple(self.lr.shape)} at upscale {self.upscale}"
+                )
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """The same batch with its tensors on `device`."""
+        hr = None if self.hr is None else self.hr.to(device)
+        return replace(self, lr=self.lr.to(device), hr=hr)
+
+    def index(self, groups: Sequence[int]) -> ImageBatch:
+        """The groups at these positions, in this order."""
+        rows = list(groups)
+        return replace(
+            self,
+            lr=self.lr[rows],
+            keys=tuple(self.keys[g] for g in rows),
+            group_ids=tuple(self.group_ids[g] for g in rows),
+            hr=None if self.hr is None else self.hr[rows],
+            prompts=None if self.prompts is None else tuple(self.prompts[g] for g in rows),
+            metadata=tuple(self.metadata[g] for g in rows) if self.metadata else (),
+        )
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Everything a backbone knows about the LR images, stored once per group.
+
+    Only the backbone that made it reads the fields; everybody else indexes, moves and chunks it.
+    """
+
+    fields: Mapping[str, Tensor]  # every tensor starts with the same leading axis (G or B)
+
+    def __post_init__(self) -> None:
+        sizes = {name: value.shape[0] for name, value in self.fields.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"Condition fields differ in their leading axis: {sizes}")
+
+    def __len__(self) -> int:
+        return next(iter(self.fields.values())).shape[0]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.fields[name]
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on `device`."""
+        return Condition({name: value.to(device) for name, value in self.fields.items()})
+
+    def index(self, rows: Tensor | Sequence[int]) -> Condition:
+        """Rows picked (with repetition, if wanted) along the leading axis: G -> B."""
+        if not isinstance(rows, Tensor):
+            rows = torch.as_tensor(list(rows), dtype=torch.long)
+        return Condition({n: v.index_select(0, rows.to(v.device)) for n, v in self.fields.items()})
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """K restorations of each LR image, before scoring."""
+
+    x_0: Tensor  # (G, K, C, h, w) float32 clean latents
+    condition: Condition  # leading axis G
+    time_grid: Tensor  # (S + 1,) decreasing from 1 to 0, the grid that made x_0
+    trajectory: Tensor | None = None  # (G, K, S + 1, C, h, w), kept only when an algorithm asks
+    log_probs: Tensor | None = None  # (G, K, S), for stochastic solvers
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Scores of all rollouts under all rewards, unweighted and unnormalised."""
+
+    names: tuple[str, ...]  # M reward names, in the order of the last axis
+    stacked: Tensor  # (G, K, M) float32, higher is better
+    degradation_maps: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (G, K, 1, H', W')
+
+    def by_name(self) -> dict[str, Tensor]:
+        """{reward name: (G, K)}."""
+        return {name: self.stacked[..., m] for m, name in enumerate(self.names)}
