@@ -1,0 +1,147 @@
+"""LoRA adapters on a backbone's network: the one route into peft.
+
+An adapter is named ("current", "old"); the reference is the network with adapters switched off.
+peft's switches flip requires_grad on everything they touch, so all switching happens in
+`use_adapter`, which puts both the active adapter and every flag back, also after an exception.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lucidnft.rng import generator_for
+from lucidnft.schema import ConfigModel
+
+
+class LoraSettings(ConfigModel):
+    """LoRA fields shared by every `model:` section."""
+
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    target_modules: tuple[str, ...] | None = None  # module names; null takes the backbone's own list
+
+
+def lora_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """{module path: peft LoRA layer} of a network."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: m for name, m in network.named_modules() if isinstance(m, LoraLayer)}
+
+
+def add_adapter(
+    network: nn.Module, adapter: str, settings: LoraSettings, targets: tuple[str, ...], *, seed: int
+) -> None:
+    """Attach a LoRA adapter in place: A random (Kaiming uniform from `seed`), B zero, so it starts as no change.
+
+    The base weights are frozen.  The adapter becomes the active, trainable one.
+
+    Raises:
+        ValueError: no module matches the targets, or the rank is below 1.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if settings.lora_rank < 1:
+        raise ValueError(f"lora_rank is {settings.lora_rank}, expected at least 1")
+    names = [n.rsplit(".", 1)[-1] for n, _ in network.named_modules()]
+    unknown = [t for t in targets if t not in names and not any(n.endswith(t) for n, _ in network.named_modules())]
+    if unknown:
+        raise ValueError(f"target_modules {unknown} match no module of {type(network).__name__}")
+    config = LoraConfig(
+        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=list(targets), lora_dropout=0.0
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design
+        inject_adapter_in_model(config, network, adapter_name=adapter)
+    for name, parameter in adapter_parameters(network, adapter).items():
+        with torch.no_grad():
+            if ".lora_A." in name:
+                bound = math.sqrt(3.0 / parameter[0].numel())
+                draw = torch.rand(parameter.shape, generator=generator_for(seed, "lora", name))
+                parameter.copy_((2 * draw - 1) * bound)
+            else:
+                parameter.zero_()
+    activate(network, adapter)
+
+
+def activate(network: nn.Module, adapter: str) -> None:
+    """Make one adapter active and the only trainable one."""
+    for layer in lora_layers(network).values():
+        layer.set_adapter(adapter)
+    own = {id(p) for p in adapter_parameters(network, adapter).values()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in own)
+
+
+def adapter_parameters(network: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """{name without the adapter's own: parameter}, in a fixed order; empty when it does not exist."""
+    marker = f".{adapter}."
+    found = {}
+    for name, parameter in network.named_parameters():
+        if ".lora_" in name and marker in f"{name}.":
+            found[f"{name}.".replace(marker, ".", 1).rstrip(".")] = parameter
+    return found
+
+
+@contextmanager
+def use_adapter(network: nn.Module, adapter: str | None) -> Iterator[None]:
+    """Inside, the network runs with this adapter (None: with none).  Afterwards everything is as before."""
+    layers = list(lora_layers(network).values())
+    active = [(layer, layer.active_adapters, layer.disable_adapters) for layer in layers]
+    flags = [(p, p.requires_grad) for p in network.parameters()]
+    try:
+        for layer in layers:
+            if adapter is None:
+                layer.enable_adapters(False)
+            else:
+                layer.enable_adapters(True)
+                layer.set_adapter(adapter)
+        yield
+    finally:
+        for layer, before, disabled in active:
+            layer.set_adapter(list(before))
+            layer.enable_adapters(not disabled)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@torch.no_grad()
+def lerp_adapter_(network: nn.Module, target: str, source: str, decay: float) -> None:
+    """target <- decay * target + (1 - decay) * source, factor by factor (A and B, not their product)."""
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"decay is {decay}, expected between 0 (copy) and 1 (keep)")
+    sources = adapter_parameters(network, source)
+    for name, parameter in adapter_parameters(network, target).items():
+        if decay == 0.0:
+            parameter.copy_(sources[name])  # exact, so that old equals current bit for bit
+        else:
+            parameter.lerp_(sources[name], 1.0 - decay)
+
+
+def adapter_state(network: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """A detached CPU copy of an adapter, ready to save."""
+    return {n: p.detach().cpu().clone().contiguous() for n, p in adapter_parameters(network, adapter).items()}
+
+
+@torch.no_grad()
+def load_adapter_state_(network: nn.Module, adapter: str, state: Mapping[str, Tensor]) -> None:
+    """Copy a saved adapter into an attached one of the same shape.
+
+    Raises:
+        ValueError: names or shapes differ; the first few are listed.
+    """
+    parameters = adapter_parameters(network, adapter)
+    missing, extra = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
+    wrong = [n for n in parameters.keys() & state.keys() if parameters[n].shape != state[n].shape]
+    if missing or extra or wrong:
+        raise ValueError(
+            f"adapter does not fit: {len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}, "
+            f"{len(wrong)} of another shape {wrong[:3]}; was it trained with another lora_rank or base?"
+        )
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])

@@ -1,0 +1,61 @@
+"""The contract in the middle: a backbone turns LR images into conditions and latents into velocities.
+
+Solvers, policies, losses and restoration only ever see this.  Time is t in [0, 1] with t = 0 clean
+and t = 1 noise; whatever unit the network wants is made inside the backbone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from lucidnft.records import Condition
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Shape rules of a backbone's latents."""
+
+    channels: int  # C
+    downscale: int  # output pixels per latent cell, per side
+    multiple: int  # H and W must be multiples of this many output pixels; callers pad and crop
+
+    def grid(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an H x W image.  Raises ValueError off the multiple."""
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"output size {height}x{width} is not a multiple of {self.multiple} px; pad before, crop after"
+            )
+        return self.channels, height // self.downscale, width // self.downscale
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A pretrained flow model with its encoders.  Implementations share nothing but this."""
+
+    name: str  # e.g. "tiny"; written into adapter headers
+    fingerprint: str  # short hash of the base weights; an adapter refuses another base
+    latent_spec: LatentSpec
+    upscale: int | None  # the fixed factor it was trained for, or None when any works
+    module: nn.Module  # everything with weights, as a supervised task trains it
+    network: nn.Module  # the part of it that LoRA attaches to
+    lora_modules: tuple[str, ...]  # names inside `network` that take LoRA by default
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> x_0 (B, C, h, w)."""
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """x_0 (B, C, h, w) -> (B, 3, H, W) float32 clamped to [0, 1]."""
+
+    def encode_condition(
+        self, lr: Tensor, *, upscale: int, prompts: tuple[str, ...] | None = None
+    ) -> Condition:
+        """lr (G, 3, H/r, W/r) in [0, 1] -> Condition with leading axis G.  Independent of adapters."""
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition, **options: Any) -> Tensor:
+        """x_t (B, C, h, w), t (B,) in [0, 1] -> v = d x_t / d t (B, C, h, w)."""
+
+    def default_time_grid(self, num_steps: int, height: int, width: int) -> Tensor:
+        """(S + 1,) decreasing from 1 to 0: the grid this backbone is meant to be solved on."""
