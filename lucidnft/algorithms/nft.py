@@ -1,0 +1,164 @@
+"""DiffusionNFT on rollouts (arXiv 2509.16117): forward-process updates from clean samples and their optimality.
+
+Departures from the released training script, none of which changes the update:
+- the old pass is skipped when the old policy equals the current one: its value is then the stopped
+  gradient of the current prediction;
+- the reference pass is skipped when kl_beta is 0;
+- the T training times of a rollout go through the network in one call;
+- the condition is stored once per group and looked up;
+- times and noise are functions of (seed, step, group, rollout), not of a generator's history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lucidnft.advantages import AdvantageMode, optimality, select_advantages
+from lucidnft.flow.conversions import interpolate
+from lucidnft.flow.schedules import TimeSampling, sample_times
+from lucidnft.losses.nft import nft_loss
+from lucidnft.policy import Policy, Role
+from lucidnft.records import Condition, Rollout
+from lucidnft.rng import generator_for
+
+
+class NFTSettings(Protocol):
+    """What the algorithm reads from the `train:` section."""
+
+    per_device_batch_size: int
+    gradient_steps_per_epoch: int
+    num_train_timesteps: int | None
+    timestep_sampling: TimeSampling
+    nft_beta: float
+    kl_beta: float
+    adv_clip_max: float
+    adv_mode: AdvantageMode
+    normalise_x0_error: bool
+
+
+@dataclass(frozen=True)
+class NFTMinibatch:
+    """B = rollouts x T samples of one backward pass, and its place in the accumulation."""
+
+    x_0: Tensor  # (B, C, h, w)
+    noise: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,)
+    condition: Condition  # B rows
+    optimality: Tensor  # (B,)
+    share: float  # part of the optimiser step's mean loss that this minibatch stands for
+    closes_step: bool  # the optimiser steps after this minibatch
+
+
+class NFT:
+    """Rollouts and advantages to minibatches, minibatches to losses."""
+
+    solver_kinds = frozenset({"ode"})
+
+    def __init__(self, settings: NFTSettings, *, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+
+    def num_times(self, time_grid: Tensor) -> int:
+        """T: the number asked for, or all of the grid's times but one, as the release trains (at least one)."""
+        if self.settings.num_train_timesteps is not None:
+            return self.settings.num_train_timesteps
+        return max(1, len(time_grid) - 2)
+
+    def minibatches(
+        self, rollout: Rollout, advantages: Tensor, group_ids: tuple[int, ...], step: int
+    ) -> Iterator[NFTMinibatch]:
+        """Shuffled (g, k) pairs with their times and noise, `per_device_batch_size` rollouts at a time.
+
+        advantages: (G, K).  The pairs are cut into `gradient_steps_per_epoch` optimiser steps.
+        """
+        groups, group_size = advantages.shape
+        settings = self.settings
+        r = optimality(select_advantages(advantages, settings.adv_mode), settings.adv_clip_max).flatten()
+        times, noises = self.draws(rollout, group_ids, step)
+        x_0 = rollout.x_0.flatten(0, 1)
+        order = torch.randperm(
+            groups * group_size, generator=generator_for(self.seed, "shuffle", step, *group_ids[:1])
+        )
+        for pairs in order.tensor_split(min(settings.gradient_steps_per_epoch, len(order))):
+            parts = pairs.split(settings.per_device_batch_size)
+            for index, part in enumerate(parts):
+                t = times[part].to(x_0.device)  # (b, T)
+                num_times = t.shape[1]
+                repeated = part.repeat_interleave(num_times)
+                yield NFTMinibatch(
+                    x_0=x_0[repeated],
+                    noise=noises[part].flatten(0, 1).to(x_0.device),
+                    t=t.flatten(),
+                    condition=rollout.condition.index(repeated // group_size),
+                    optimality=r[repeated].to(x_0.device),
+                    share=len(part) / len(pairs),
+                    closes_step=index == len(parts) - 1,
+                )
+
+    def draws(self, rollout: Rollout, group_ids: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
+        """Training times (G*K, T) and noise (G*K, T, C, h, w) of a step, keyed by group."""
+        num_times = self.num_times(rollout.time_grid)
+        group_size, latent = rollout.x_0.shape[1], rollout.x_0.shape[2:]
+        times, noises = [], []
+        for group in group_ids:
+            generator = generator_for(self.seed, "optimise", step, group)
+            times.append(
+                sample_times(
+                    self.settings.timestep_sampling,
+                    group_size,
+                    num_times,
+                    generator=generator,
+                    time_grid=rollout.time_grid,
+                )
+            )
+            noises.append(torch.randn((group_size, num_times, *latent), generator=generator))
+        return torch.cat(times), torch.cat(noises)
+
+    def loss(self, policy: Policy, mini: NFTMinibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) losses with gradient, and scalars to log."""
+        settings = self.settings
+        x_t = interpolate(mini.x_0, mini.noise, mini.t)
+        v_ref = policy(x_t, mini.t, mini.condition, Role.REFERENCE) if settings.kl_beta > 0 else None
+        v_old = None
+        if not policy.old_equals_current:
+            v_old = policy(x_t, mini.t, mini.condition, Role.OLD)
+        v = policy(x_t, mini.t, mini.condition, Role.CURRENT)
+        return nft_loss(
+            v,
+            v.detach() if v_old is None else v_old,
+            v_ref,
+            x_0=mini.x_0,
+            x_t=x_t,
+            t=mini.t,
+            optimality=mini.optimality,
+            nft_beta=settings.nft_beta,
+            kl_beta=settings.kl_beta,
+            adv_clip_max=settings.adv_clip_max,
+            normalise_x0_error=settings.normalise_x0_error,
+        )
+
+
+def old_policy_decay(
+    schedule: str, step: int, *, flat_steps: int = 0, ramp_rate: float = 0.001, max_decay: float = 0.5
+) -> float:
+    """Weight the old policy keeps at its update after `step` optimiser steps.
+
+    copy: always 0.  linear_to_0_5: min(0.001 s, 0.5), the release's default (decay type 1).
+    delayed_linear_to_0_999: 0 for 75 steps, then min(0.0075 (s - 75), 0.999) (type 2).
+    custom: 0 for flat_steps, then min(ramp_rate (s - flat_steps), max_decay).
+    """
+    presets = {
+        "copy": (0, 0.0, 0.0),
+        "linear_to_0_5": (0, 0.001, 0.5),
+        "delayed_linear_to_0_999": (75, 0.0075, 0.999),
+        "custom": (flat_steps, ramp_rate, max_decay),
+    }
+    if schedule not in presets:
+        raise ValueError(f"old_policy.schedule is {schedule!r}, expected one of {', '.join(presets)}")
+    flat, rate, ceiling = presets[schedule]
+    return 0.0 if step < flat else min(rate * (step - flat), ceiling)

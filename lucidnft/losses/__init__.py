@@ -1,0 +1,1 @@
+"""One file per loss, one function each: returns (B,) and a dict of detached scalars.  Pure torch."""
