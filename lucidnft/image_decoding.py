@@ -1,0 +1,189 @@
+"""Decoding image files into integers, faithfully; `lucidnft.images` is the door to it.
+
+Departures from what Pillow does by itself: 16-bit colour is not reduced to 8 bits, 16-bit grey does not
+turn white, the EXIF orientation is applied, and animated or floating-point files are refused.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO
+_DECODER_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+_ORIENTATION_TAG = 0x0112
+
+
+class UnreadableImageError(ValueError):
+    """A file that cannot be decoded faithfully.  The message names the file and the reason."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"cannot read image '{path}': {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class DecodedPixels:
+    """A decoded file, still in integers: what a cache should hold."""
+
+    rgb: np.ndarray  # (H, W, 3) uint8 or uint16; grey images repeat their channel
+    alpha: np.ndarray | None  # (H, W) of the same type, straight (not premultiplied)
+    was_grey: bool
+    icc_profile: bytes | None
+
+    @property
+    def bit_depth(self) -> int:
+        """8 or 16."""
+        return 8 if self.rgb.dtype == np.uint8 else 16
+
+
+def decode_pixels(path: str | Path) -> DecodedPixels:
+    """Read PNG, JPEG, WebP, BMP, TIFF or GIF into integers, upright (EXIF orientation applied).
+
+    CMYK is converted without its profile, which is then dropped.  Of an MPO file (a JPEG of some phones with
+    a second picture behind it) the first picture is read.
+
+    Raises:
+        UnreadableImageError: missing, truncated, not an image, animated or multi-page, or with pixels that
+            do not fit 8 or 16 bits.
+    """
+    try:
+        with _open(path) as image:
+            _refuse_unsupported(image, path)
+            array, has_alpha, was_grey = _to_array(image, path)
+            array = _upright(array, image.getexif().get(_ORIENTATION_TAG, 1))
+            icc_profile = image.info.get("icc_profile")
+    except UnreadableImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise UnreadableImageError(path, _reason(error)) from error
+    alpha = np.ascontiguousarray(array[..., -1]) if has_alpha else None
+    colour = array[..., :-1] if has_alpha else array
+    if colour.shape[2] == 1:
+        colour = np.repeat(colour, 3, axis=2)
+    if icc_profile and icc_profile[16:20] != (b"GRAY" if was_grey else b"RGB "):
+        icc_profile = None
+    return DecodedPixels(np.ascontiguousarray(colour), alpha, was_grey, icc_profile or None)
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) from the header alone, before EXIF rotation.  Refuses what `decode_pixels` does.
+
+    A file cut off behind its header passes here and fails when decoded.
+    """
+    try:
+        with _open(path) as image:
+            _refuse_unsupported(image, path)
+            return image.height, image.width
+    except UnreadableImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise UnreadableImageError(path, _reason(error)) from error
+
+
+def _open(path: str | Path | BytesIO) -> ImageFile.ImageFile:
+    """Only formats this library promises: Pillow's others include interpreters such as PostScript."""
+    Image.init()
+    return Image.open(path, formats=_FORMATS)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "the content is not PNG, JPEG, WebP, BMP, TIFF or GIF, or its header is damaged"
+    return f"{error} ({type(error).__name__})"
+
+
+def _refuse_unsupported(image: ImageFile.ImageFile, path: str | Path) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise UnreadableImageError(
+            path, f"it holds {frames} frames or pages; save the one you want as a single image"
+        )
+    depth = _raw_mode(image)
+    if image.mode == "F" or (image.mode == "I" and ";16" not in depth) or depth.startswith("CMYK;16"):
+        raise UnreadableImageError(
+            path,
+            f"its pixel type ({image.mode}, stored as {depth}) is not 8 or 16-bit grey or RGB; convert it",
+        )
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How the file stores a pixel, e.g. "RGB;16B"; empty when the format does not say."""
+    if not image.tile:
+        return ""
+    args = image.tile[0].args
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _to_array(image: ImageFile.ImageFile, path: str | Path) -> tuple[np.ndarray, bool, bool]:
+    """(H, W, channels) integers, whether the last channel is alpha, whether the colour is grey."""
+    raw, mode = _raw_mode(image), image.mode
+    was_grey = mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or raw.startswith("LA;")
+    if ";16" not in raw or mode == "P":
+        if image.has_transparency_data:
+            rgba = np.asarray(image.convert("RGBA"))
+            return (rgba[..., [0, 3]] if was_grey else rgba), True, was_grey
+        return np.atleast_3d(np.asarray(image.convert("L" if was_grey else "RGB"))), False, was_grey
+    if raw.startswith("LA;"):
+        array = _grey_alpha_16(path)
+    elif mode in ("RGB", "RGBA"):
+        array = _colour_16(path)
+    else:
+        array = np.atleast_3d(np.asarray(image).astype(np.uint16))
+    key = image.info.get("transparency")
+    if mode not in ("LA", "RGBA") and key is not None:
+        opaque = (array != np.asarray(key, dtype=np.uint16)).any(axis=2, keepdims=True)
+        return np.concatenate([array, opaque * np.uint16(65535)], axis=2), True, was_grey
+    return array, mode in ("LA", "RGBA"), was_grey
+
+
+def _colour_16(path: str | Path) -> np.ndarray:
+    """A 16-bit RGB or RGBA file, every bit of it.
+
+    Pillow keeps one byte of each two; decoding twice, once with the byte order reversed, gets both.
+    """
+    native = "L" if sys.byteorder == "little" else "B"
+    halves = []
+    for reverse in (False, True):
+        with _open(path) as image:
+            tiles = []
+            for tile in image.tile:
+                raw, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+                order = native if raw.endswith("N") else raw[-1]
+                order = {"L": "B", "B": "L"}[order] if reverse else order
+                tiles.append(tile._replace(args=(raw[:-1] + order, *others)))
+            image.tile = tiles
+            halves.append(np.asarray(image).astype(np.uint16))
+    return halves[0] << 8 | halves[1]
+
+
+def _grey_alpha_16(path: str | Path) -> np.ndarray:
+    """A 16-bit grey PNG with alpha: four bytes a pixel, so it is decoded as if it were 8-bit RGBA."""
+    content = bytearray(Path(path).read_bytes())
+    content[24:26] = bytes([8, 6])
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    with _open(BytesIO(content)) as image:
+        parts = np.asarray(image).astype(np.uint16)
+    return parts[..., 0::2] << 8 | parts[..., 1::2]
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation 1..8 on (H, W, C); any other value means none, as the standard reserves it."""
+    if orientation in (5, 6, 7, 8):
+        array = array.transpose(1, 0, 2)
+    rows, columns = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(
+        orientation, (1, 1)
+    )
+    return array[::rows, ::columns]
