@@ -1,0 +1,34 @@
+"""Which device a restoration runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from lucidnft.backbones.base import Backbone
+from lucidnft.policy import Policy
+
+
+def choose_device(name: str) -> torch.device:
+    """auto (a GPU where there is one), cpu, cuda or cuda:<index>.
+
+    Raises:
+        ValueError: another name, or a GPU that torch does not see.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (index and not index.isdecimal())):
+        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:<index>")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {name!r} but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or auto, "
+            "or install a CUDA build of torch and check nvidia-smi"
+        )
+    return torch.device(name)
+
+
+def move_to(policy_or_backbone: Policy | Backbone, device: torch.device) -> Policy | Backbone:
+    """Move the weights, base and adapters; returns the same object."""
+    backbone = policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
+    backbone.module.to(device)
+    return policy_or_backbone

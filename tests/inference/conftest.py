@@ -1,0 +1,5 @@
+"""Fixtures of the inference tests."""
+
+from tests.small_backbone import backbone
+
+__all__ = ["backbone"]

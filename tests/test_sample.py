@@ -1,0 +1,248 @@
+"""The restoring command, end to end: a folder of everything, its exit status, and the same pixels every time."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lucidnft
+from lucidnft.backbones.tiny import TinyBackboneConfig
+from lucidnft.checkpoint import checkpoint_folder, save_tensors
+from lucidnft.flow.solvers import ODE_SOLVERS
+from lucidnft.images import read_image
+from lucidnft.inference import restore
+from lucidnft.inference.checkpoints import POLICY_FORMAT
+from lucidnft.inference.color_fix import COLOR_FIXES
+from lucidnft.policy import Role
+from tests.small_backbone import moved_policy, small_backbone
+
+ROOT = Path(lucidnft.__file__).resolve().parents[1]
+SPECIFICATION = importlib.util.spec_from_file_location("sample", ROOT / "sample.py")
+sample = importlib.util.module_from_spec(SPECIFICATION)
+SPECIFICATION.loader.exec_module(sample)
+
+
+@pytest.fixture
+def base(tmp_path):
+    """Base weights of a few thousand parameters."""
+    path = tmp_path / "base.safetensors"
+    small_backbone().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def run_dir(tmp_path, base):
+    """A run folder with one checkpoint, as training leaves it."""
+    policy = moved_policy(small_backbone())
+    section = TinyBackboneConfig(model_name_or_path=str(base), lora_rank=2, lora_alpha=4)
+    header = {
+        "format": POLICY_FORMAT,
+        "backbone": section.model_dump(mode="json"),
+        "base_fingerprint": policy.backbone.fingerprint,
+        "step": 4,
+        "config": {"seed": 0},
+    }
+    with checkpoint_folder(tmp_path / "run", 4) as folder:
+        save_tensors(folder / "policy.safetensors", policy.state(Role.CURRENT), header)
+    return tmp_path / "run"
+
+
+def pixels(height, width, channels=3, seed=0):
+    draw = np.random.default_rng(seed)
+    return draw.integers(0, 256, (height, width, channels)).astype(np.uint8)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """PNG, JPEG, 16-bit grey, alpha, one pixel, a dotted name, a text file; one truncated, one not an image."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(pixels(5, 7)).save(folder / "odd.png")
+    Image.fromarray(pixels(6, 4)).save(folder / "holiday.2024.01.JPG")
+    Image.fromarray((pixels(3, 4, 1)[..., 0].astype(np.uint16) << 8) + 7).save(folder / "deep.png")
+    Image.fromarray(pixels(4, 3, 4)).save(folder / "alpha.webp", lossless=True)
+    Image.fromarray(pixels(1, 1)).save(folder / "pixel.bmp")
+    Image.fromarray(pixels(2, 2)).save(folder / "sub" / "deeper.png")
+    Image.fromarray(pixels(60, 60)).save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:2000])
+    (folder / "text.png").write_text("not a picture")
+    (folder / "notes.txt").write_text("not meant to be a picture")
+    return folder
+
+
+def arguments(photos, out, checkpoint, *more):
+    return ["--input", str(photos), "--output_dir", str(out), "--checkpoint", str(checkpoint), "--device", "cpu",
+            "--num_inference_steps", "2", *more]  # fmt: skip
+
+
+def outputs(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
+
+
+def test_help_is_quick_and_loads_no_heavy_package():
+    code = (
+        "import sys, runpy; sys.argv = ['sample.py', '--help']\n"
+        "try:\n    runpy.run_path('sample.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'pyiqa', 'open_clip', 'peft', 'accelerate'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "HEAVY []" in answer.stdout
+    assert "--align_method" in answer.stdout
+
+
+def test_the_command_restores_a_folder_of_everything(photos, run_dir, tmp_path):
+    out = tmp_path / "restored"
+    # A machine without the IQA extra: training needed it, restoring must not.
+    code = "import sys, runpy; sys.modules['pyiqa'] = sys.modules['open_clip'] = None; sys.argv[:] = sys.argv[1:]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "sample.py",
+        *arguments(photos, out, run_dir, "--recursive", "--upscale", "2.5"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert answer.returncode == 1, answer.stderr
+    assert "6 restored, 0 skipped, 2 failed" in answer.stdout
+    for name, reason in (("cut.png", "truncated"), ("text.png", "not PNG")):
+        assert any(
+            name in line and reason in line
+            for line in answer.stderr.splitlines()
+            if line.startswith("failed")
+        )
+    assert "8/8" in answer.stderr and "s/image" in answer.stderr
+    sizes = {}
+    for name in outputs(out):
+        with Image.open(out / name) as image:
+            sizes[name] = (image.height, image.width)
+    assert sizes == {
+        "odd.png": (12, 18),
+        "holiday.2024.01.png": (15, 10),
+        "deep.png": (8, 10),
+        "alpha.png": (10, 8),
+        "pixel.png": (2, 2),
+        "sub/deeper.png": (5, 5),
+    }
+    deep, alpha = read_image(out / "deep.png"), read_image(out / "alpha.png")
+    assert deep.was_grey and deep.bit_depth == 16 and alpha.alpha is not None
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        {n.split("/")[0] for n in sizes}
+    )  # nothing half-written
+
+
+def test_pixels_are_those_of_restore_with_the_trained_policy(photos, run_dir, tmp_path):
+    assert sample.main(arguments(photos / "odd.png", tmp_path / "out", run_dir, "--seed", "3")) == 0
+    lr = read_image(photos / "odd.png").rgb[None]
+    expected = restore(
+        moved_policy(small_backbone()), lr, upscale=4.0, seed=3, keys=["odd"], num_inference_steps=2
+    )
+    written = read_image(tmp_path / "out" / "odd.png").rgb[None]
+    assert written.shape == (1, 3, 20, 28)
+    torch.testing.assert_close(written, expected, atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_pixels_depend_neither_on_the_folder_nor_on_its_order(photos, base, tmp_path):
+    assert sample.main(arguments(photos, tmp_path / "all", base)) == 1
+    everything = outputs(tmp_path / "all")
+    (photos / "aaa.png").write_bytes((photos / "deep.png").read_bytes())  # comes first now
+    (photos / "alpha.webp").unlink()
+    assert sample.main(arguments(photos, tmp_path / "changed", base)) == 1
+    for name in ("odd.png", "holiday.2024.01.png", "deep.png", "pixel.png"):
+        assert outputs(tmp_path / "changed")[name] == everything[name]
+    assert sample.main(arguments(photos / "deep.png", tmp_path / "one", base)) == 0
+    assert outputs(tmp_path / "one") == {"deep.png": everything["deep.png"]}
+    assert outputs(tmp_path / "changed")["aaa.png"] != everything["deep.png"]  # the same image, other noise
+    assert sample.main(arguments(photos / "deep.png", tmp_path / "seeded", base, "--seed", "1")) == 0
+    assert outputs(tmp_path / "seeded")["deep.png"] != everything["deep.png"]
+
+
+def test_existing_outputs_are_skipped_only_when_asked_for(photos, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    for name in ("cut.png", "text.png"):
+        (photos / name).unlink()
+    assert sample.main(arguments(photos, out, base)) == 0
+    first = outputs(out)
+    (out / "odd.png").unlink()
+    (out / "deep.png").write_bytes(b"mine")
+    assert sample.main(arguments(photos, out, base, "--skip_existing")) == 0
+    assert "1 restored, 4 skipped, 0 failed" in capsys.readouterr().out
+    assert outputs(out) == {**first, "deep.png": b"mine"}
+    assert sample.main(arguments(photos, out, base)) == 0
+    assert outputs(out) == first
+
+
+def test_options_reach_the_restoration(photos, base, tmp_path):
+    plain = arguments(photos / "odd.png", tmp_path / "plain", base)
+    assert sample.main(plain) == 0
+    for number, option in enumerate(
+        (["--align_method", "wavelet"], ["--solver", "heun"], ["--num_inference_steps", "3"])
+    ):
+        out = tmp_path / str(number)
+        assert sample.main([*arguments(photos / "odd.png", out, base), *option]) == 0
+        assert outputs(out) != outputs(tmp_path / "plain")
+
+
+def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    Image.fromarray(pixels(2, 2)).save(photos / "odd.jpg")
+    cases = [
+        (arguments(photos, out, base), "odd.png <- "),
+        (arguments(tmp_path / "nowhere", out, base), "nowhere does not exist"),
+        (arguments(photos / "odd.png", photos, base), "would replace an input"),
+        (arguments(photos / "odd.png", out, tmp_path / "no_run"), "checkpoint"),
+        (arguments(photos / "odd.png", out, photos), "no checkpoint in"),
+        ([*arguments(photos / "odd.png", out, base), "--device", "tpu"], "device is 'tpu'"),
+    ]
+    for argv, message in cases:
+        assert sample.main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("sample.py: ") and message in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--upscale", "0"],
+        ["--upscale", "nan"],
+        ["--num_inference_steps", "0"],
+        ["--solver", "rk4"],
+        ["--sede", "1"],
+    ],
+)
+def test_mistyped_options_end_with_status_two(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        sample.main([*arguments(tmp_path, tmp_path / "out", "base"), *option])
+    assert end.value.code == 2
+    assert option[0] in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_written_ends_with_status_one(
+    photos, base, tmp_path, capsys, monkeypatch
+):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lucidnft.inference.folder.save_image", full)
+    assert sample.main(arguments(photos / "odd.png", tmp_path / "out", base)) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_choices_are_those_of_the_library():
+    source = (ROOT / "sample.py").read_text()
+    for names in (ODE_SOLVERS, COLOR_FIXES):
+        line = next(text for text in source.splitlines() if "choices=" in text and next(iter(names)) in text)
+        offered = {word.strip(' "') for word in line.split("choices=(")[1].split(")")[0].split(",")}
+        assert offered == set(names)
