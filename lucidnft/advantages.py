@@ -122,15 +122,15 @@ def select_advantages(
 ) -> Float[Tensor, "g k"]:
     """DiffusionNFT's advantage modes: keep all, one sign, 1 for positive and 0 otherwise, or the sign alone."""
     modes = {
-        "all": lambda a: a,
-        "positive_only": lambda a: a.clamp_min(0),
-        "negative_only": lambda a: a.clamp_max(0),
-        "one_only": lambda a: (a > 0).to(a.dtype),
-        "binary": torch.sign,
+        "all": advantages,
+        "positive_only": advantages.clamp_min(0),
+        "negative_only": advantages.clamp_max(0),
+        "one_only": (advantages > 0).to(advantages.dtype),
+        "binary": advantages.sign(),
     }
     if adv_mode not in modes:
         raise ValueError(f"adv_mode is {adv_mode!r}, expected one of {', '.join(modes)}")
-    return modes[adv_mode](advantages)
+    return modes[adv_mode]
 
 
 def optimality(advantages: Tensor, adv_clip_max: float = 5.0) -> Tensor:

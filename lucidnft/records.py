@@ -22,7 +22,8 @@ def flatten_groups(x: Tensor) -> Tensor:
 
 def split_groups(x: Tensor, group_size: int) -> Tensor:
     """(G*K, ...) -> (G, K, ...), the inverse of `flatten_groups`."""
-    return x.unflatten(0, (-1, group_size))
+    split: Tensor = x.unflatten(0, (-1, group_size))  # type: ignore[no-untyped-call]
+    return split
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def batch_of(groups: int = 3, side: int = 8) -> ImageBatch:
 def rolled(policy, batch, config, **options):
     condition = policy.encode_condition(batch)
     size = (batch.lr.shape[2] * 4, batch.lr.shape[3] * 4)
-    return generate_rollout(policy, condition, batch.group_ids, config, **{"seed": 1, "step": 2, "size": size, **options})
+    return generate_rollout(
+        policy, condition, batch.group_ids, config, **{"seed": 1, "step": 2, "size": size, **options}
+    )
 
 
 CONFIG = RolloutConfig(num_groups=3, group_size=2, num_inference_steps=3)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from lucidnft.advantages import AdvantageMode, optimality, select_advantages
@@ -25,20 +25,23 @@ from lucidnft.losses.nft import nft_loss
 from lucidnft.policy import Policy, Role
 from lucidnft.records import Condition, Rollout
 from lucidnft.rng import generator_for
+from lucidnft.schema import ConfigModel
 
 
-class NFTSettings(Protocol):
-    """What the algorithm reads from the `train:` section."""
+class NFTSettings(ConfigModel):
+    """Knobs of the algorithm; part of the `train:` section of task nft."""
 
-    per_device_batch_size: int
-    gradient_steps_per_epoch: int
-    num_train_timesteps: int | None
-    timestep_sampling: TimeSampling
-    nft_beta: float
-    kl_beta: float
-    adv_clip_max: float
-    adv_mode: AdvantageMode
-    normalise_x0_error: bool
+    per_device_batch_size: int = Field(default=8, ge=1)  # rollouts per backward pass
+    gradient_steps_per_epoch: int = Field(default=1, ge=1)  # optimiser steps per rollout batch
+    num_train_timesteps: int | None = Field(
+        default=None, ge=1
+    )  # T per rollout; null: all of the grid but one
+    timestep_sampling: TimeSampling = "all"
+    nft_beta: float = Field(default=1.0, gt=0)  # interpolation strength of the implicit policies
+    kl_beta: float = Field(default=1e-4, ge=0)  # weight of the distance to the reference
+    adv_clip_max: float = Field(default=5.0, gt=0)
+    adv_mode: AdvantageMode = "all"
+    normalise_x0_error: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class LoraSettings(ConfigModel):
     target_modules: tuple[str, ...] | None = None  # module names; null takes the backbone's own list
 
 
-def lora_layers(network: nn.Module) -> dict[str, nn.Module]:
+def lora_layers(network: nn.Module) -> dict[str, Any]:
     """{module path: peft LoRA layer} of a network."""
     from peft.tuners.lora import LoraLayer
 
@@ -49,11 +50,16 @@ def add_adapter(
     if settings.lora_rank < 1:
         raise ValueError(f"lora_rank is {settings.lora_rank}, expected at least 1")
     names = [n.rsplit(".", 1)[-1] for n, _ in network.named_modules()]
-    unknown = [t for t in targets if t not in names and not any(n.endswith(t) for n, _ in network.named_modules())]
+    unknown = [
+        t for t in targets if t not in names and not any(n.endswith(t) for n, _ in network.named_modules())
+    ]
     if unknown:
         raise ValueError(f"target_modules {unknown} match no module of {type(network).__name__}")
     config = LoraConfig(
-        r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=list(targets), lora_dropout=0.0
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a float works and is stored as given
+        target_modules=list(targets),
+        lora_dropout=0.0,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design

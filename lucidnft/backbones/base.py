@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lucidnft.records import Condition
@@ -35,13 +36,42 @@ class LatentSpec:
 class Backbone(Protocol):
     """A pretrained flow model with its encoders.  Implementations share nothing but this."""
 
-    name: str  # e.g. "tiny"; written into adapter headers
     fingerprint: str  # short hash of the base weights; an adapter refuses another base
-    latent_spec: LatentSpec
-    upscale: int | None  # the fixed factor it was trained for, or None when any works
-    module: nn.Module  # everything with weights, as a supervised task trains it
-    network: nn.Module  # the part of it that LoRA attaches to
-    lora_modules: tuple[str, ...]  # names inside `network` that take LoRA by default
+    autocast_dtype: torch.dtype | None  # of the network's matrix products; None keeps float32
+
+    @property
+    def name(self) -> str:
+        """E.g. "tiny"; written into adapter headers."""
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """Shape rules of the latents."""
+
+    @property
+    def upscale(self) -> int | None:
+        """The fixed factor it was trained for, or None when any works."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything with weights, as a supervised task trains it."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The part that LoRA attaches to."""
+
+    @property
+    def lora_modules(self) -> tuple[str, ...]:
+        """Names of modules inside `network` that take LoRA by default."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """Move it."""
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute activations in the backward pass, or keep them."""
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> x_0 (B, C, h, w)."""

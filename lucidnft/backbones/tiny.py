@@ -30,7 +30,7 @@ from lucidnft.flow.schedules import shifted_time_grid
 from lucidnft.images import resize
 from lucidnft.records import Condition
 
-LATENT_SCALE = 8.0
+LATENT_SCALE = 5.0
 WEIGHTS_FORMAT = "lucidnft.tiny_backbone.1"
 DEFAULT_SHIFT = 1.0
 
@@ -41,7 +41,7 @@ class TinyBackbone:
     name = "tiny"
     upscale: int | None = 4
     latent_spec = LatentSpec(channels=3, downscale=1, multiple=8)
-    lora_modules = ("conv1", "conv2")
+    lora_modules: tuple[str, ...] = ("conv1", "conv2")
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class TinyBackbone:
         return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled)
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> x_0 (B, 3, H, W) in [-8, 8]."""
+        """(B, 3, H, W) in [0, 1] -> x_0 (B, 3, H, W) in [-5, 5]."""
         return LATENT_SCALE * (2 * images - 1)
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -27,6 +27,12 @@ class TinyArchitecture(ConfigModel):
     time_width: int = 128
 
 
+def start_at_zero(layer: nn.Module) -> None:
+    """Zero weights and biases: the layer adds nothing until it has learnt something."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over channels at each pixel: local, so a pixel's value never depends on the image's size."""
 
@@ -49,11 +55,9 @@ class ResidualBlock(nn.Module):
         self.modulation = nn.Linear(time_width, 2 * width) if time_width else None
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.conv2)
         if self.modulation is not None:
-            nn.init.zeros_(self.modulation.weight)
-            nn.init.zeros_(self.modulation.bias)
+            start_at_zero(self.modulation)
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), time (B, time_width) -> (B, C, H, W)."""
@@ -107,8 +111,7 @@ class TinyTrunk(nn.Module):
         self.up_half = nn.ModuleList(ResidualBlock(half, time) for _ in range(n_half + 1))
         self.out_norm = ChannelNorm(half)
         self.out = nn.Conv2d(half, 12, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        start_at_zero(self.out)
 
     def run(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
         """One block, its activations recomputed in the backward pass when gradient checkpointing is on."""

@@ -63,7 +63,8 @@ def check_time_grid(time_grid: Tensor) -> None:
     falling = all(a > b for a, b in zip(values, values[1:], strict=False))
     if len(values) < 2 or not falling or values[0] > 1 or values[-1] < 0:
         raise ValueError(
-            f"time_grid must be strictly decreasing within [0, 1] with at least two entries, got {values or time_grid.shape}"
+            "time_grid must be strictly decreasing within [0, 1] with at least two entries, "
+            f"got {values or tuple(time_grid.shape)}"
         )
 
 

@@ -54,7 +54,9 @@ def test_every_rollout_is_trained_once_at_t_times_with_its_own_condition_and_opt
     assert seen == {(g, k): 2 for g in range(2) for k in range(3)}
 
 
-@pytest.mark.parametrize(("per_device", "steps", "sizes"), [(6, 1, [6]), (4, 1, [4, 2]), (2, 2, [2, 1, 2, 1]), (8, 6, [1] * 6)])
+@pytest.mark.parametrize(
+    ("per_device", "steps", "sizes"), [(6, 1, [6]), (4, 1, [4, 2]), (2, 2, [2, 1, 2, 1]), (8, 6, [1] * 6)]
+)
 def test_cuts_into_minibatches_and_optimiser_steps(rollout, per_device, steps, sizes):
     _, batches = minis(rollout, per_device_batch_size=per_device, gradient_steps_per_epoch=steps)
     assert [len(m.t) // 2 for m in batches] == sizes
@@ -143,7 +145,9 @@ def test_old_policy_schedules():
     assert [old_policy_decay("linear_to_0_5", s) for s in (0, 100, 900)] == [0.0, 0.1, 0.5]
     delayed = [old_policy_decay("delayed_linear_to_0_999", s) for s in (0, 74, 75, 115, 1000)]
     assert delayed == pytest.approx([0, 0, 0, 0.3, 0.999])
-    custom = [old_policy_decay("custom", s, flat_steps=2, ramp_rate=0.1, max_decay=0.25) for s in (1, 2, 4, 9)]
+    custom = [
+        old_policy_decay("custom", s, flat_steps=2, ramp_rate=0.1, max_decay=0.25) for s in (1, 2, 4, 9)
+    ]
     assert custom == pytest.approx([0, 0, 0.2, 0.25])
     with pytest.raises(ValueError, match="expected one of copy"):
         old_policy_decay("cosine", 0)

@@ -77,7 +77,9 @@ def test_far_pixels_do_not_change_a_pixel(backbone):
 def test_any_even_lr_size_is_restored(backbone, height, width):
     condition = backbone.encode_condition(lr_images(1, height, width))
     shape = backbone.latent_spec.grid(4 * height, 4 * width)
-    end = euler(lambda x, t: backbone.velocity(x, t, condition), draws(1, *shape), torch.tensor([1.0, 0.5, 0.0]))
+    end = euler(
+        lambda x, t: backbone.velocity(x, t, condition), draws(1, *shape), torch.tensor([1.0, 0.5, 0.0])
+    )
     assert backbone.decode(end.x_0).shape == (1, 3, 4 * height, 4 * width)
 
 

@@ -103,7 +103,9 @@ def test_impossible_draws_say_what_to_do(arguments, words):
         sample_times(batch_size=2, generator=generator(), **arguments)
 
 
-@pytest.mark.parametrize("call", [lambda: uniform_time_grid(0), lambda: shifted_time_grid(4, 0), lambda: resolution_shift(0)])
+@pytest.mark.parametrize(
+    "call", [lambda: uniform_time_grid(0), lambda: shifted_time_grid(4, 0), lambda: resolution_shift(0)]
+)
 def test_meaningless_sizes_are_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()

@@ -103,7 +103,9 @@ def test_trajectory_and_log_probs_have_one_entry_per_time_and_step():
     def noise(step, like):
         return torch.full_like(like, float(step))
 
-    kept = euler_maruyama(gaussian_velocity, starts(), uniform_time_grid(4), eta=0.5, noise=noise, keep_trajectory=True)
+    kept = euler_maruyama(
+        gaussian_velocity, starts(), uniform_time_grid(4), eta=0.5, noise=noise, keep_trajectory=True
+    )
     assert kept.trajectory.shape == (9, 5, 1)
     assert kept.log_probs.shape == (9, 4)
     assert torch.equal(kept.trajectory[:, -1], kept.x_0)

@@ -13,7 +13,6 @@ from lucidnft.config_validation import tags_of
 from lucidnft.inference import load_policy, restore
 from lucidnft.inference.checkpoints import BACKBONE_CONFIGS, POLICY_FORMAT
 from lucidnft.policy import Policy, Role
-from lucidnft.training import policy_trainer
 from tests.small_backbone import SMALL, moved_policy, small_backbone
 
 LORA = {"lora_rank": 2, "lora_alpha": 4}
@@ -197,7 +196,3 @@ def test_every_backbone_a_run_may_have_can_be_loaded():
     union = get_args(Model)[0]  # what `model:` accepts in a run file
     assert set(BACKBONE_CONFIGS.values()) == set(get_args(union) or (union,))
     assert tags_of(BACKBONE_CONFIGS.values()) == BACKBONE_CONFIGS
-
-
-def test_the_format_is_the_one_the_trainer_writes():
-    assert policy_trainer.POLICY_FORMAT == POLICY_FORMAT
