@@ -1,0 +1,103 @@
+"""Task flow_matching: train a backbone's own weights on HR photographs and their degraded versions.
+
+Departures from the plain recipe: none in the loss; the noise and the time of a sample are functions of
+(seed, step, row), so a resumed run and a run on more processes see the same samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lucidnft.backbones.base import Backbone
+from lucidnft.data.batches import HeldOut, ImageSource
+from lucidnft.flow.conversions import interpolate
+from lucidnft.flow.schedules import sample_times
+from lucidnft.losses.flow_matching import flow_matching_loss
+from lucidnft.records import ImageBatch
+from lucidnft.rng import generator_for
+from lucidnft.training.guards import Guards
+from lucidnft.training.held_out import restore_held_out
+from lucidnft.training.settings import EvalConfig, FlowMatchingTrainConfig
+
+
+@dataclass(frozen=True)
+class FlowMatchingSamples:
+    """B training samples: images with their noise and time."""
+
+    images: ImageBatch  # B images, hr known
+    noise: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,)
+
+
+class FlowMatchingTask:
+    """A `SupervisedTask` (see `supervised_trainer`) around a backbone."""
+
+    name = "flow_matching"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        source: ImageSource,
+        held_out: HeldOut,
+        train: FlowMatchingTrainConfig,
+        evaluation: EvalConfig,
+        *,
+        seed: int,
+    ) -> None:
+        if "hr" not in source.provides:
+            raise ValueError(
+                f"task flow_matching needs HR images but data '{source.name}' provides LR only; "
+                "use data.type=hr_folder or paired_folder"
+            )
+        self.backbone = backbone
+        self.module: nn.Module = backbone.module
+        self.source = source
+        self.held_out = held_out
+        self.train = train
+        self.evaluation = evaluation
+        self.seed = seed
+        self.guards = Guards()
+
+    def batch(self, step: int, rows: range, num_rows: int) -> FlowMatchingSamples:
+        """The rows of this rank out of the step's `num_rows` samples, a function of (seed, step, row)."""
+        images = self.source.batch(step, num_rows, rows)
+        assert images.hr is not None
+        shape = self.backbone.latent_spec.grid(images.hr.shape[2], images.hr.shape[3])
+        noise, times = [], []
+        for row in rows:
+            noise.append(torch.randn(shape, generator=generator_for(self.seed, "noise", step, row)))
+            times.append(
+                sample_times(
+                    self.train.timestep_sampling,
+                    1,
+                    1,
+                    generator=generator_for(self.seed, "time", step, row),
+                    logit_mean=self.train.logit_mean,
+                    logit_std=self.train.logit_std,
+                )
+            )
+        return FlowMatchingSamples(images=images, noise=torch.stack(noise), t=torch.cat(times).flatten())
+
+    def loss(self, samples: FlowMatchingSamples) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) losses and scalars to log."""
+        device = next(self.module.parameters()).device
+        images = samples.images.to(device)
+        assert images.hr is not None
+        x_0 = self.backbone.encode(images.hr)
+        noise, t = samples.noise.to(device), samples.t.to(device)
+        condition = self.backbone.encode_condition(images.lr, upscale=images.upscale, prompts=images.prompts)
+        v = self.backbone.velocity(interpolate(x_0, noise, t), t, condition)
+        return flow_matching_loss(v, x_0=x_0, noise=noise)
+
+    def evaluate(self) -> dict[str, float]:
+        """PSNR-Y, SSIM and spectral distance of held-out restorations against HR."""
+        restored = restore_held_out(self.backbone.velocity, self.backbone, self.held_out, self.evaluation)
+        return self.guards.means(restored)
+
+    def export(self, path: str, **card: Any) -> None:
+        """Write shippable base weights."""
+        self.backbone.save_pretrained(path, **card)  # type: ignore[attr-defined]

@@ -1,0 +1,95 @@
+"""Photographs kept decoded in memory, and random crops of them: the raw material of the learned rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from lucidnft.data.bundled import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, photograph_paths
+from lucidnft.data.folders import split_held_out
+from lucidnft.image_decoding import decode_pixels
+from lucidnft.images import list_images, pixels_to_tensor, resize
+from lucidnft.schema import ConfigModel
+
+
+class PhotographSettings(ConfigModel):
+    """Which photographs a reward learns from: fields of the learned rewards' task sections."""
+
+    folder: str | None = None  # null: the photographs that come with scikit-image
+    val_folder: str | None = None  # null: a tenth of `folder`, or the bundled held-out photographs
+    crop_size: int = Field(default=64, ge=32, multiple_of=16)  # pixels
+    held_out_crop_size: int = Field(default=128, ge=32, multiple_of=16)
+
+    def build_photographs(self) -> tuple[Photographs, Photographs]:
+        """Decode the training and the held-out photographs.
+
+        Raises:
+            ValueError: as `list_images`, `split_held_out` and `Photographs`.
+        """
+        if self.folder is None:
+            train, held_out = photograph_paths(TRAIN_PHOTOGRAPHS), photograph_paths(HELD_OUT_PHOTOGRAPHS)
+        else:
+            train, held_out = list_images(self.folder), []
+            if self.val_folder is None:
+                kept, left = split_held_out([path.name for path in train], 0.1, where=f"'{self.folder}'")
+                train, held_out = [train[i] for i in kept], [train[i] for i in left]
+        if self.val_folder is not None:
+            held_out = list_images(self.val_folder)
+        return (
+            Photographs(train, crop_size=self.crop_size),
+            Photographs(held_out, crop_size=self.held_out_crop_size),
+        )
+
+
+class Photographs:
+    """Square crops of photographs, at native size or reduced by up to a half.
+
+    Reducing varies the sharpness of the content and hides the compression of the files.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, crop_size: int) -> None:
+        """Decode everything.
+
+        Raises:
+            ValueError: no paths, or a photograph smaller than crop_size.
+            UnreadableImageError: a file that cannot be decoded.
+        """
+        if not paths:
+            raise ValueError("no photographs to train on; give a folder that holds some")
+        self.crop_size = crop_size
+        self.names = [path.stem for path in paths]
+        self._pixels = [decode_pixels(path).rgb for path in paths]
+        for path, pixels in zip(paths, self._pixels, strict=True):
+            if min(pixels.shape[:2]) < crop_size:
+                raise ValueError(
+                    f"'{path}' is {pixels.shape[1]}x{pixels.shape[0]} px, below crop_size {crop_size}; "
+                    "remove it or reduce crop_size"
+                )
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def crop(self, index: int, generator: np.random.Generator) -> Tensor:
+        """(3, crop_size, crop_size) float32 in [0, 1] of one photograph: place, scale and mirroring drawn."""
+        pixels = self._pixels[index]
+        largest = min(2 * self.crop_size, *pixels.shape[:2])
+        side = int(generator.integers(self.crop_size, largest + 1))
+        if generator.random() < 0.4:
+            side = self.crop_size
+        top = int(generator.integers(pixels.shape[0] - side + 1))
+        left = int(generator.integers(pixels.shape[1] - side + 1))
+        window = pixels[top : top + side, left : left + side]
+        image = pixels_to_tensor(window[:, ::-1] if generator.random() < 0.5 else window)
+        if side == self.crop_size:
+            return image
+        return resize(image[None], (self.crop_size, self.crop_size))[0]
+
+    def centre(self, index: int) -> Tensor:
+        """(3, crop_size, crop_size): the middle of a photograph at native size, for evaluation."""
+        pixels = self._pixels[index]
+        top, left = ((side - self.crop_size) // 2 for side in pixels.shape[:2])
+        return pixels_to_tensor(pixels[top : top + self.crop_size, left : left + self.crop_size])

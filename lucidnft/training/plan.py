@@ -1,0 +1,127 @@
+"""What a run will do, said before it starts: batch plan, memory, and reasons why it could not learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lucidnft.algorithms.nft import NFT
+from lucidnft.data.batches import ImageSource
+from lucidnft.policy import Policy, Role
+from lucidnft.records import ImageBatch
+from lucidnft.rollout import RolloutConfig, rollout_time_grid
+from lucidnft.training.settings import NFTTrainConfig
+
+
+def check_can_learn(
+    rollout: RolloutConfig, train: NFTTrainConfig, weights: Sequence[float], *, num_processes: int
+) -> None:
+    """Raise one ValueError that lists every setting with which the policy cannot improve."""
+    problems = []
+    if rollout.group_size < 2:
+        problems.append(
+            f"rollout.group_size is {rollout.group_size}: advantages compare the rollouts of one LR image, "
+            "so a group needs at least 2 (8 to 24 are usual)"
+        )
+    if rollout.num_groups % num_processes:
+        problems.append(
+            f"rollout.num_groups is {rollout.num_groups}, not a multiple of {num_processes} processes: "
+            "a group never leaves its process"
+        )
+    pairs = rollout.num_groups * rollout.group_size // num_processes
+    if train.gradient_steps_per_epoch > pairs:
+        problems.append(
+            f"train.gradient_steps_per_epoch is {train.gradient_steps_per_epoch} for {pairs} rollouts per process"
+        )
+    if not any(weights):
+        problems.append("every reward has weight 0")
+    if (
+        train.timestep_sampling in ("all", "grid")
+        and (train.num_train_timesteps or 1) > rollout.num_inference_steps
+    ):
+        problems.append(
+            f"train.num_train_timesteps is {train.num_train_timesteps} but timestep_sampling="
+            f"{train.timestep_sampling} draws from the {rollout.num_inference_steps} times of the rollout's grid"
+        )
+    if problems:
+        raise ValueError("this run cannot learn:\n  " + "\n  ".join(problems))
+
+
+def batch_plan(
+    rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
+) -> str:
+    """How many images, network calls and optimiser steps one step takes, as lines to print."""
+    share = rollout.num_groups // num_processes
+    images = share * rollout.group_size
+    height, width = batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale
+    num_times = NFT(train, seed=0).num_times(torch.linspace(1, 0, rollout.num_inference_steps + 1))
+    per_step = -(-images // train.gradient_steps_per_epoch)
+    micro = -(-per_step // train.per_device_batch_size)
+    passes = "current" + (" + reference" if train.kl_beta > 0 else "") + " (+ old, unless it equals current)"
+    return "\n".join(
+        [
+            f"  processes                 {num_processes}",
+            f"  LR images per step        {rollout.num_groups} ({share} per process), {height}x{width} px output",
+            f"  rollouts per LR image     {rollout.group_size}: {images} per process, {rollout.chunk_size} at a time",
+            f"  solver                    {rollout.solver}, {rollout.num_inference_steps} steps",
+            f"  trained times             {num_times} per rollout ({train.timestep_sampling}); passes: {passes}",
+            f"  backward passes           {micro} of {min(train.per_device_batch_size, per_step)} rollouts "
+            f"x {num_times} times, per optimiser step",
+            f"  optimiser steps           {train.gradient_steps_per_epoch} per step, {train.max_train_steps} steps",
+        ]
+    )
+
+
+def memory_estimate(
+    policy: Policy, rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
+) -> dict[str, int]:
+    """Bytes per part and process, measured where that is cheap: activations from one sample's forward pass."""
+    sizes = (batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale)
+    latent = policy.backbone.latent_spec.grid(*sizes)
+    one = batch.index([0]).to(policy.backbone.device)
+    condition = policy.encode_condition(one)
+    saved: dict[int, int] = {}
+
+    def count(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    x_t = torch.zeros((1, *latent), device=policy.backbone.device)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        v = policy(x_t, torch.full((1,), 0.5, device=x_t.device), condition, Role.CURRENT)
+    del v
+    parameters = {id(p): p for p in policy.backbone.module.parameters()}
+    for p in parameters.values():
+        saved.pop(p.untyped_storage().data_ptr(), None)
+    adapter = sum(p.numel() * p.element_size() for p in policy.parameters.values())
+    num_times = NFT(train, seed=0).num_times(rollout_time_grid(policy, rollout, *sizes))
+    images = rollout.num_groups // num_processes * rollout.group_size
+    image = 3 * sizes[0] * sizes[1] * 4
+    latent_bytes = x_t.numel() * 4
+    return {
+        "weights and both adapters": sum(p.numel() * p.element_size() for p in parameters.values()),
+        "gradients, optimiser, average": adapter * (4 if train.use_ema else 3),
+        "rollouts and decoded images": images * (image + latent_bytes * (1 + num_times)),
+        "activations of a backward pass": sum(saved.values()) * train.per_device_batch_size * num_times,
+    }
+
+
+def format_memory(estimate: dict[str, int]) -> str:
+    """The estimate as lines to print; what libraries take for themselves comes on top."""
+    lines = [f"  {name:<32}{size / 2**20:9.1f} MiB" for name, size in estimate.items()]
+    return "\n".join(
+        [*lines, f"  {'sum (plus libraries, about 1 GiB)':<32}{sum(estimate.values()) / 2**20:8.1f} MiB"]
+    )
+
+
+def describe_plan(
+    policy: Policy, source: ImageSource, rollout: RolloutConfig, train: NFTTrainConfig, num_processes: int
+) -> str:
+    """Batch plan and memory estimate, for the images of the first step."""
+    first = source.batch(0, rollout.num_groups, range(1))
+    plan = batch_plan(rollout, train, first, num_processes=num_processes)
+    memory = format_memory(memory_estimate(policy, rollout, train, first, num_processes=num_processes))
+    return f"batch plan:\n{plan}\nmemory:\n{memory}"

@@ -1,0 +1,90 @@
+"""The `train:`, `eval:` and `log:` sections of a run file."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lucidnft.algorithms.nft import NFTSettings
+from lucidnft.flow.schedules import TimeSampling
+from lucidnft.schema import ConfigModel
+
+
+class OptimizerSettings(ConfigModel):
+    """AdamW, its schedule, precision and memory: fields of every `train:` section."""
+
+    max_train_steps: int = Field(default=100, ge=1)  # optimiser-step intervals; for NFT, rollout batches
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_weight_decay: float = Field(default=1e-4, ge=0)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    mixed_precision: Literal["auto", "no", "bf16"] = (
+        "auto"  # auto: bf16 where the hardware multiplies it fast
+    )
+    gradient_checkpointing: bool = False
+    use_ema: bool = True
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    device: str = "auto"  # auto | cpu | cuda | cuda:1
+
+
+class SupervisedTrainConfig(OptimizerSettings):
+    """`train:` of the supervised tasks."""
+
+    batch_size: int = Field(default=16, ge=1)  # samples per optimiser step over all processes
+    per_device_batch_size: int | None = Field(default=None, ge=1)  # micro-batch; null: all at once
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+
+
+class FlowMatchingTrainConfig(SupervisedTrainConfig):
+    """`train:` of task flow_matching."""
+
+    timestep_sampling: TimeSampling = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = Field(default=1.0, gt=0)
+
+
+class OldPolicySettings(ConfigModel):
+    """Weight kept by the old copy as a function of the step: 0 until flat_steps, then a ramp to max_decay."""
+
+    schedule: Literal["copy", "linear_to_0_5", "delayed_linear_to_0_999", "custom"] = "linear_to_0_5"
+    flat_steps: int = Field(default=0, ge=0)  # read only by custom, like the two below
+    ramp_rate: float = Field(default=0.001, ge=0)
+    max_decay: float = Field(default=0.5, ge=0, le=1)
+
+
+class NFTTrainConfig(NFTSettings, OptimizerSettings):
+    """`train:` of task nft (DiffusionNFT, arXiv 2509.16117): algorithm, optimiser and advantages."""
+
+    advantage_aggregation: Literal["normalize_then_sum", "weighted_sum", "gdpo", "sum"] = "normalize_then_sum"
+    global_std: bool = (
+        True  # read only by weighted_sum: divide by the spread of all rollouts, not of the group
+    )
+    whiten_advantages: bool = True  # read only by normalize_then_sum
+    advantage_std_floor: float = Field(default=0.1, ge=0)  # of a reward's median group spread
+    old_policy: OldPolicySettings = OldPolicySettings()
+
+
+class EvalConfig(ConfigModel):
+    """`eval:` section: how the held-out images are restored and scored."""
+
+    eval_steps: int = Field(default=10, ge=1)  # every this many steps, and at the start and the end
+    num_inference_steps: int = Field(default=10, ge=1)
+    solver: Literal["euler", "heun", "dpm2"] = "euler"
+    seed: int = 1234  # the noise of held-out image i depends on this and on i alone
+    batch_size: int = Field(default=8, ge=1)
+    max_images: int | None = Field(default=None, ge=1)
+
+
+class LogConfig(ConfigModel):
+    """`log:` section."""
+
+    log_steps: int = Field(default=1, ge=1)
+    save_steps: int = Field(default=20, ge=1)
+    checkpoints_total_limit: int = Field(default=3, ge=1)
+    num_grid_images: int = Field(default=6, ge=1)  # held-out images in the LR | base | tuned grids
+    report_to: Literal["tensorboard", "none"] = "tensorboard"

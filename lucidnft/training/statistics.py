@@ -1,0 +1,90 @@
+"""Is a difference between two evaluations of the same images more than chance?  Paired bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lucidnft.rng import numpy_generator_for
+
+Verdict = Literal["improved", "worse", "not distinguishable"]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Before and after of one score on the same n images, with an interval for the mean difference."""
+
+    n: int
+    before: float  # mean
+    after: float  # mean
+    difference: float  # mean of after - before
+    low: float | None  # ends of the confidence interval; None for a single image
+    high: float | None
+    lower_is_better: bool = False
+
+    @property
+    def verdict(self) -> Verdict:
+        """Improved or worse when the interval leaves out zero."""
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+            return "not distinguishable"
+        return "improved" if (self.difference > 0) is not self.lower_is_better else "worse"
+
+
+def paired_difference(
+    before: Sequence[float],
+    after: Sequence[float],
+    *,
+    seed: int = 0,
+    key: str = "",
+    lower_is_better: bool = False,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+) -> PairedDifference:
+    """Mean difference of n pairs, and its percentile bootstrap interval (Efron and Tibshirani, 1993, ch. 13).
+
+    Images are drawn with replacement; both scores of an image stay together, so what is common to both
+    (a hard photograph) cancels.  With few images (under about ten) the interval is a little too narrow.
+
+    Args:
+        before, after: n finite scores each, of the same images in the same order.
+        seed, key: key the resampling, so that the same scores give the same interval.
+        confidence: between 0 and 1.
+
+    Raises:
+        ValueError: no scores, different numbers of them, or a score that is not finite.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if first.ndim != 1 or first.shape != second.shape or first.size == 0:
+        raise ValueError(
+            f"paired scores have shapes {first.shape} and {second.shape}, expected (n,) twice, n >= 1"
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError("paired scores hold NaN or infinite values")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, expected between 0 and 1, e.g. 0.95")
+    differences = second - first
+    low = high = None
+    if differences.size > 1:
+        means = bootstrap_means(differences, num_resamples, seed=seed, key=key)
+        tail = (1 - confidence) / 2
+        low, high = (float(v) for v in np.quantile(means, [tail, 1 - tail]))
+    return PairedDifference(
+        n=int(first.size),
+        before=float(first.mean()),
+        after=float(second.mean()),
+        difference=float(differences.mean()),
+        low=low,
+        high=high,
+        lower_is_better=lower_is_better,
+    )
+
+
+def bootstrap_means(values: np.ndarray, num_resamples: int, *, seed: int, key: str = "") -> np.ndarray:
+    """(n,) values -> (num_resamples,) means of n values drawn with replacement."""
+    draw = numpy_generator_for(seed, "bootstrap", key)
+    # How often each value is drawn is multinomial: one matrix product instead of n indices per resample.
+    counts = draw.multinomial(values.size, np.full(values.size, 1 / values.size), size=num_resamples)
+    return counts @ values / values.size

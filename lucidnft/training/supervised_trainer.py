@@ -1,0 +1,180 @@
+"""One loop for everything learned from targets: base restorers, quality models, consistency heads."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lucidnft.checkpoint import checkpoint_folder, load_tensors, prune_checkpoints, save_tensors
+from lucidnft.metric_logger import MetricLogger
+from lucidnft.training.ema import Ema
+from lucidnft.training.optim import apply_update, build_optimizer, learning_rate_at
+from lucidnft.training.settings import EvalConfig, LogConfig, SupervisedTrainConfig
+from lucidnft.training.state import find_checkpoint, load_parameters_, load_state_, save_state
+
+
+class SupervisedTask(Protocol):
+    """What differs between supervised runs."""
+
+    name: str
+    module: nn.Module  # trained whole; parameters with requires_grad off are left out
+
+    def batch(self, step: int, rows: range, num_rows: int) -> Any:
+        """These rows of the step's samples, a pure function of (seed, step, row)."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B,) losses and detached scalars."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out data, of the module as it stands."""
+
+    def export(self, path: str, **card: Any) -> None:
+        """Write the shippable weights, of the module as it stands."""
+
+
+class SupervisedTrainer:
+    """Runs a task: batches, updates, average, evaluation, checkpoints."""
+
+    def __init__(
+        self,
+        task: SupervisedTask,
+        *,
+        train: SupervisedTrainConfig,
+        evaluation: EvalConfig,
+        log: LogConfig,
+        run_dir: str | Path,
+        accelerator: Accelerator,
+        header: dict[str, Any],
+    ) -> None:
+        self.task, self.train, self.evaluation, self.log = task, train, evaluation, log
+        self.run_dir = Path(run_dir)
+        self.accelerator = accelerator
+        self.header = header  # written into every exported file
+        task.module.to(accelerator.device)
+        self.parameters = {n: p for n, p in task.module.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(self.parameters, train)
+        self.ema = Ema(self.parameters, train.ema_decay) if train.use_ema else None
+        self.step = 0
+
+    def rows(self) -> list[range]:
+        """Rows of this rank, cut into micro-batches."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if self.train.batch_size % ranks:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not a multiple of {ranks} processes"
+            )
+        share = self.train.batch_size // ranks
+        micro = self.train.per_device_batch_size or share
+        return [
+            range(start, min(start + micro, (rank + 1) * share))
+            for start in range(rank * share, (rank + 1) * share, micro)
+        ]
+
+    def run_step(self) -> dict[str, float]:
+        """One update: mean loss over all rows of the step."""
+        rows = self.rows()
+        total = sum(len(r) for r in rows)
+        sums: dict[str, Tensor] = {}
+        for part in rows:
+            losses, logs = self.task.loss(self.task.batch(self.step, part, self.train.batch_size))
+            self.accelerator.backward(losses.sum() / total)
+            for name, value in {"total": losses.detach().mean(), **logs}.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value * (len(part) / total)
+        norm = apply_update(
+            self.optimizer, self.parameters, self.train, step=self.step, accelerator=self.accelerator
+        )
+        if self.ema is not None:
+            self.ema.update()
+        scalars = {f"loss/{name}": float(value) for name, value in sums.items()}
+        return {**scalars, "train/grad_norm": float(norm)}
+
+    def fit(self, resume_from: str | None = None) -> dict[str, float]:
+        """Train to max_train_steps; returns the last evaluation."""
+        folder = None if resume_from is None else find_checkpoint(self.run_dir, resume_from)
+        if folder is not None:
+            self.resume(folder)
+        if resume_from is not None:
+            self.accelerator.print(
+                f"resuming {folder}" if folder else "no checkpoint yet: starting at step 0"
+            )
+        main = self.accelerator.is_main_process
+        logger = MetricLogger(self.run_dir, step0=self.step, enabled=main)
+        metrics = {} if self.step else self.evaluate(logger)
+        bar = tqdm(
+            total=self.train.max_train_steps,
+            initial=self.step,
+            desc=self.task.name,
+            disable=not main,
+            unit="step",
+        )
+        while self.step < self.train.max_train_steps:
+            started = time.perf_counter()
+            scalars = self.run_step()
+            scalars["train/learning_rate"] = learning_rate_at(self.step, self.train)
+            scalars["perf/samples_per_second"] = self.train.batch_size / (time.perf_counter() - started)
+            self.step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{scalars['loss/total']:.4f}")
+            last = self.step == self.train.max_train_steps
+            if self.step % self.log.log_steps == 0 or last:
+                logger.log(scalars, self.step)
+            if self.step % self.evaluation.eval_steps == 0 or last:
+                metrics = self.evaluate(logger)
+            if self.step % self.log.save_steps == 0 or last:
+                self.save(metrics)
+        bar.close()
+        logger.close()
+        return metrics
+
+    def evaluate(self, logger: MetricLogger) -> dict[str, float]:
+        """Held-out metrics of the averaged weights."""
+        if not self.accelerator.is_main_process:
+            return {}
+        if self.ema is None:
+            metrics = self.task.evaluate()
+        else:
+            with self.ema.applied():
+                metrics = self.task.evaluate()
+        scalars = {f"eval/{name}": value for name, value in metrics.items()}
+        logger.log(scalars, self.step)
+        tqdm.write(f"step {self.step}: " + "  ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
+        return metrics
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write checkpoint-<step>: current weights, average, optimiser, progress, and the shippable file."""
+        if self.accelerator.is_main_process:
+            with checkpoint_folder(self.run_dir, self.step) as folder:
+                current = {n: p.detach() for n, p in self.parameters.items()}
+                save_tensors(folder / "parameters.safetensors", current, {"task": self.task.name})
+                card = {**self.header, "step": self.step, "metrics": metrics}
+                if self.ema is None:
+                    self.task.export(str(folder / "weights.safetensors"), **card)
+                else:
+                    with self.ema.applied():
+                        self.task.export(str(folder / "weights.safetensors"), **card)
+                save_state(
+                    folder,
+                    parameters=self.parameters,
+                    optimizer=self.optimizer,
+                    ema=self.ema,
+                    progress={"step": self.step, "task": self.task.name},
+                )
+            prune_checkpoints(self.run_dir, self.log.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, folder: Path) -> None:
+        """Continue from a checkpoint folder."""
+        progress = load_state_(folder, parameters=self.parameters, optimizer=self.optimizer, ema=self.ema)
+        if progress["task"] != self.task.name:
+            raise ValueError(
+                f"{folder} is a checkpoint of task {progress['task']!r}, this run is {self.task.name!r}"
+            )
+        tensors, _ = load_tensors(folder / "parameters.safetensors", expected=self.parameters)
+        load_parameters_(self.parameters, tensors)
+        self.step = int(progress["step"])

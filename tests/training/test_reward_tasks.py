@@ -1,0 +1,148 @@
+"""Training tasks of the learned rewards: samples by (seed, step, row), losses that fall, files that load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lucidnft.data.bundled import photograph_paths
+from lucidnft.data.defects import DEFECT_NAMES
+from lucidnft.rewards import LucidConsistency, QualityNet
+from lucidnft.rewards.consistency import TinyConsistencyNetwork
+from lucidnft.rewards.embedders import EmbedderArchitecture
+from lucidnft.rewards.quality import QualityArchitecture, QualityNetwork
+from lucidnft.training.consistency_task import WRONG_KINDS, ConsistencyTask, ConsistencyTaskConfig
+from lucidnft.training.photographs import Photographs
+from lucidnft.training.quality_task import QualityTask, QualityTaskConfig
+
+TRAIN, HELD_OUT = ("astronaut.png", "brick.png", "grass.png"), ("chelsea.png", "coffee.png")
+
+
+def quality_task(seed: int = 0) -> QualityTask:
+    torch.manual_seed(0)
+    network = QualityNetwork(QualityArchitecture(widths=(16, 16, 16), depths=(1, 1, 1)))
+    return QualityTask(
+        Photographs(photograph_paths(TRAIN), crop_size=48),
+        Photographs(photograph_paths(HELD_OUT), crop_size=48),
+        seed=seed,
+        network=network,
+    )
+
+
+def consistency_task(seed: int = 0) -> ConsistencyTask:
+    torch.manual_seed(0)
+    network = TinyConsistencyNetwork(
+        EmbedderArchitecture(widths=(16, 16, 16), depths=(1, 1, 1), dimension=16)
+    )
+    return ConsistencyTask(
+        Photographs(photograph_paths(TRAIN), crop_size=64),
+        Photographs(photograph_paths(HELD_OUT), crop_size=64),
+        seed=seed,
+        network=network,
+    )
+
+
+def tensors_of(samples: object) -> list[Tensor]:
+    return list(vars(samples).values())
+
+
+@pytest.mark.parametrize("make", [quality_task, consistency_task])
+def test_rows_do_not_depend_on_how_they_are_split(make: type) -> None:
+    whole = tensors_of(make().batch(3, range(4), 4))
+    task = make()
+    task.batch(7, range(2), 4)
+    parts = zip(
+        tensors_of(task.batch(3, range(2), 4)), tensors_of(task.batch(3, range(2, 4), 4)), strict=True
+    )
+    for full, part in zip(whole, (torch.cat(p) for p in parts), strict=True):
+        assert torch.equal(full, part)
+    assert not torch.equal(tensors_of(make(seed=1).batch(3, range(4), 4))[0], whole[0])
+    assert not torch.equal(tensors_of(make().batch(4, range(4), 4))[0], whole[0])
+
+
+def test_quality_samples_are_ordered_by_severity() -> None:
+    samples = quality_task().batch(0, range(6), 6)
+    assert samples.images.shape == (6, 4, 3, 48, 48) and samples.severity_maps.shape == (6, 4, 6, 6)
+    assert float(samples.images.min()) >= 0 and float(samples.images.max()) <= 1
+    assert (samples.severity_maps[:, 0] == 0).all()
+    assert (samples.severity_maps.mean(dim=(2, 3)).diff(dim=1) > -0.05).all()
+    assert not samples.distinct.diagonal(dim1=1, dim2=2).any() and samples.distinct.any()
+
+
+def test_consistency_samples_have_the_size_of_the_original() -> None:
+    samples = consistency_task().batch(0, range(3), 3)
+    assert samples.degraded.shape == (3, 2, 3, 64, 64) and samples.unfaithful.shape == (3, 3, 3, 64, 64)
+    assert samples.unfaithfulness.shape == (3, 3, 16)
+    assert ((samples.unfaithfulness >= 0) & (samples.unfaithfulness <= 1)).all()
+
+
+@pytest.mark.parametrize("make", [quality_task, consistency_task])
+def test_a_few_steps_lower_the_loss(make: type) -> None:
+    task = make()
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=2e-3)
+    samples = task.batch(0, range(4), 4)
+    values = []
+    for _ in range(12):
+        losses, logs = task.loss(samples)
+        assert losses.shape == (4,) and all(not value.requires_grad for value in logs.values())
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        values.append(losses.mean().item())
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_quality_evaluation_reports_every_kind_and_repeats(tmp_path: Path) -> None:
+    task = quality_task()
+    metrics = task.evaluate()
+    assert {f"{g}/{kind}" for g in ("accuracy", "mild", "gap") for kind in DEFECT_NAMES} < set(metrics)
+    assert metrics == task.evaluate() and task.module.training
+    task.export(str(tmp_path / "q.safetensors"), metrics=metrics)
+    images = torch.rand(1, 3, 48, 48)
+    assert torch.allclose(
+        QualityNet.from_pretrained(tmp_path / "q.safetensors")(images), task.reward()(images), atol=2e-3
+    )
+
+
+def test_consistency_evaluation_reports_every_kind_and_repeats(tmp_path: Path) -> None:
+    task = consistency_task()
+    metrics = task.evaluate()
+    assert {f"{g}/{kind}" for g in ("accuracy", "region", "gap") for kind in WRONG_KINDS} < set(metrics)
+    assert -1 <= metrics["mismatched"] <= 1 and metrics == task.evaluate()
+    task.export(str(tmp_path / "c.safetensors"), metrics=metrics)
+    sr, lr = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+    loaded = LucidConsistency.from_pretrained(tmp_path / "c.safetensors")
+    assert torch.allclose(loaded(sr, lr=lr), task.reward()(sr, lr=lr), atol=5e-3)
+
+
+def test_configs_build_from_bundled_photographs_and_from_a_folder(tmp_path: Path) -> None:
+    task = QualityTaskConfig(num_versions=3).build(seed=0)
+    assert task.batch(0, range(1), 1).images.shape == (1, 3, 3, 64, 64)
+    assert not set(task.photographs.names) & set(task.held_out.names)
+    for index, name in enumerate(HELD_OUT + TRAIN):
+        (tmp_path / f"{index}_{name}").write_bytes(photograph_paths([name])[0].read_bytes())
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in HELD_OUT:
+        (other / name).write_bytes(photograph_paths([name])[0].read_bytes())
+    config = ConsistencyTaskConfig(folder=str(tmp_path), val_folder=str(other), crop_size=64)
+    built = config.build(seed=0)
+    assert len(built.photographs) == 5 and built.held_out.names == ["chelsea", "coffee"]
+
+
+def test_unusable_photographs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no photographs"):
+        Photographs([], crop_size=48)
+    with pytest.raises(ValueError, match="below crop_size 600"):
+        Photographs(photograph_paths(TRAIN), crop_size=600)
+    one, many = (Photographs(photograph_paths(n), crop_size=48) for n in (TRAIN[:1], TRAIN))
+    for make in (QualityTask, ConsistencyTask):
+        with pytest.raises(ValueError, match="two photographs"):
+            make(one, many, seed=0)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        QualityTask(Photographs(photograph_paths(TRAIN), crop_size=50), many, seed=0)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        ConsistencyTask(Photographs(photograph_paths(TRAIN), crop_size=56), many, seed=0)

@@ -1,0 +1,95 @@
+"""The paired bootstrap: closed forms, coverage and direction."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lucidnft.training.statistics import bootstrap_means, paired_difference
+
+scores = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
+
+
+def test_means_of_resamples_have_the_mean_and_spread_of_theory():
+    values = np.random.default_rng(0).normal(3, 2, 25)
+    means = bootstrap_means(values, 40_000, seed=0)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.01)
+    assert means.std() == pytest.approx(values.std(ddof=0) / 5, rel=0.02)
+    assert means.min() >= values.min() and means.max() <= values.max()
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    draw = np.random.default_rng(1)
+    covered = 0
+    for trial in range(300):
+        before = draw.normal(0, 5, 40)
+        after = before + draw.normal(0.3, 1, 40)
+        found = paired_difference(before, after, key=str(trial), num_resamples=1000)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.90 <= covered / 300 <= 0.98
+
+
+def test_pairing_removes_what_images_have_in_common():
+    before = np.random.default_rng(2).normal(0, 100, 12)
+    after = before + 0.1 + np.random.default_rng(3).normal(0, 0.01, 12)
+    found = paired_difference(before, after)
+    assert found.verdict == "improved"
+    assert found.high - found.low < 0.05
+
+
+@settings(max_examples=25)
+@given(scores, st.floats(-10, 10))
+def test_the_interval_surrounds_the_mean_and_moves_with_a_constant(values, shift):
+    other = [v * 0.5 for v in values]
+    found = paired_difference(values, other, num_resamples=400)
+    slack = 1e-6 + 1e-9 * max(map(abs, values))
+    differences = np.subtract(other, values)
+    assert differences.min() - slack <= found.low <= found.high <= differences.max() + slack
+    moved = paired_difference(values, [v + shift for v in other], num_resamples=400)
+    assert moved.low == pytest.approx(found.low + shift, abs=1e-6)
+    assert moved.difference == pytest.approx(found.difference + shift, abs=1e-6)
+
+
+def test_verdicts_by_direction():
+    low, high = [1.0, 2.0, 3.0, 4.0], [2.0, 3.1, 4.0, 5.2]
+    assert paired_difference(low, high).verdict == "improved"
+    assert paired_difference(high, low).verdict == "worse"
+    assert paired_difference(low, high, lower_is_better=True).verdict == "worse"
+    assert paired_difference(high, low, lower_is_better=True).verdict == "improved"
+    assert paired_difference(low, low).verdict == "not distinguishable"
+    assert paired_difference([0.0, 0.0, 0.0], [1.0, -1.0, 0.5]).verdict == "not distinguishable"
+
+
+def test_one_image_has_no_interval():
+    found = paired_difference([1.0], [2.0])
+    assert (found.n, found.difference, found.low, found.high) == (1, 1.0, None, None)
+    assert found.verdict == "not distinguishable"
+
+
+def test_the_same_scores_give_the_same_interval_whatever_was_drawn_before():
+    values, other = np.random.default_rng(5).normal(0, 1, (2, 30))
+    first = paired_difference(values, other, seed=3, key="a")
+    np.random.seed(99)
+    assert paired_difference(values, other, seed=3, key="a") == first
+    assert paired_difference(values, other, seed=4, key="a") != first
+    assert paired_difference(values, other, seed=3, key="b") != first
+
+
+def test_more_confidence_is_wider():
+    values, other = [1.0, 5.0, 2.0, 8.0], [2.0, 5.5, 1.0, 9.0]
+    wide, narrow = (paired_difference(values, other, confidence=c) for c in (0.99, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options", "message"),
+    [
+        ([], [], {}, "n >= 1"),
+        ([1.0], [1.0, 2.0], {}, r"shapes \(1,\) and \(2,\)"),
+        ([1.0, float("nan")], [1.0, 2.0], {}, "NaN"),
+        ([1.0], [2.0], {"confidence": 95}, "confidence is 95.*0.95"),
+    ],
+)
+def test_unusable_scores_are_refused(before, after, options, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(before, after, **options)

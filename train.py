@@ -1,0 +1,122 @@
+"""Train with a run file: config -> backbone -> policy -> rewards -> data -> trainer.fit().
+
+    python train.py --config configs/tiny/nft.yaml [key=value ...] [--dry-run] [--resume_from_checkpoint latest|DIR]
+
+Several processes: accelerate launch --num_processes 2 train.py --config ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from lucidnft.config import FlowMatchingConfig, NFTConfig, RunConfig, dump_config, load_config
+from lucidnft.policy import Policy
+from lucidnft.rewards import RewardSuite
+from lucidnft.training.device import build_accelerator, prepare_backbone
+from lucidnft.training.flow_matching_task import FlowMatchingTask
+from lucidnft.training.guards import Guards
+from lucidnft.training.plan import check_can_learn, describe_plan
+from lucidnft.training.policy_evaluation import PolicyEvaluator
+from lucidnft.training.policy_trainer import PolicyTrainer
+from lucidnft.training.report import finish_run
+from lucidnft.training.run_folder import environment, start_run_folder
+from lucidnft.training.supervised_trainer import SupervisedTrainer
+
+Fit = Callable[[str | None], object]
+
+
+def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> Fit:
+    """Everything of a reinforcement run, built and checked; returns what trains it."""
+    weights = [reward.weight for reward in config.rewards.values()]
+    check_can_learn(config.rollout, config.train, weights, num_processes=accelerator.num_processes)
+    backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
+    policy = Policy(backbone, config.model, seed=config.seed)
+    data = config.data.build(config.seed, backbone.upscale or 4)
+    suite = RewardSuite({name: reward.build() for name, reward in config.rewards.items()})
+    suite.check_needs(data.train.provides, data.train.name)
+    suite.to(accelerator.device)
+    guards = Guards()
+    accelerator.print(f"data:\n{data.train.describe()}")
+    accelerator.print(*([guards.missing] if guards.missing else []))
+    accelerator.print(
+        describe_plan(policy, data.train, config.rollout, config.train, accelerator.num_processes)
+    )
+    evaluator = PolicyEvaluator(
+        policy, suite, data.held_out, config.eval,
+        guards=guards, run_dir=run_dir, num_grid_images=config.log.num_grid_images,
+    )  # fmt: skip
+    trainer = PolicyTrainer(
+        policy, suite, torch.tensor(weights), data.train, data.held_out, evaluator,
+        rollout=config.rollout, train=config.train, log=config.log, run_dir=run_dir,
+        accelerator=accelerator, seed=config.seed,
+        header={
+            "backbone": config.model.model_dump(mode="json"),
+            "base_fingerprint": backbone.fingerprint,
+            "config": config.model_dump(mode="json"),
+        },
+    )  # fmt: skip
+    return trainer.fit
+
+
+def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerator) -> Fit:
+    """A run that learns from targets: the base restorer or one of the small reward models."""
+    if isinstance(config, FlowMatchingConfig):
+        backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
+        data = config.data.build(config.seed, backbone.upscale or 4)
+        accelerator.print(f"data:\n{data.train.describe()}")
+        sections = (data.train, data.held_out, config.train, config.eval)
+        task = FlowMatchingTask(backbone, *sections, seed=config.seed)
+    else:
+        task = config.data.build(config.seed)
+    trainer = SupervisedTrainer(
+        task, train=config.train, evaluation=config.eval, log=config.log, run_dir=run_dir,
+        accelerator=accelerator, header={"config": config.model_dump(mode="json")},
+    )  # fmt: skip
+    return trainer.fit
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command.  Mistakes in settings and data end it with one message, before anything is written."""
+    parser = argparse.ArgumentParser(
+        description="Train with a run file.", epilog="key=value overrides a setting."
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="run file, e.g. configs/tiny/nft.yaml"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print config, batch plan and memory, then stop"
+    )
+    parser.add_argument("--resume_from_checkpoint", metavar="latest|DIR", help="continue a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(args.config, args.overrides)
+        run_dir = Path(config.output_dir) / config.run_name
+        accelerator = build_accelerator(config.train.device)
+        if args.dry_run:
+            accelerator.print(dump_config(config))
+        prepare = prepare_nft if isinstance(config, NFTConfig) else prepare_supervised
+        fit = prepare(config, run_dir, accelerator)
+        if args.dry_run:
+            return
+        if accelerator.is_main_process:
+            facts = environment(accelerator.device, accelerator.num_processes)
+            resume = args.resume_from_checkpoint
+            for note in start_run_folder(run_dir, dump_config(config), facts, resume_from=resume):
+                print(note)
+        accelerator.wait_for_everyone()
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"train.py: {error}")
+    fit(args.resume_from_checkpoint)
+    if accelerator.is_main_process:
+        finish_run(run_dir)
+
+
+if __name__ == "__main__":
+    main()
