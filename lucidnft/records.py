@@ -22,7 +22,7 @@ def flatten_groups(x: Tensor) -> Tensor:
 
 def split_groups(x: Tensor, group_size: int) -> Tensor:
     """(G*K, ...) -> (G, K, ...), the inverse of `flatten_groups`."""
-    split: Tensor = x.unflatten(0, (-1, group_size))  # type: ignore[no-untyped-call]
+    split: Tensor = x.unflatten(0, (-1, group_size))
     return split
 
 

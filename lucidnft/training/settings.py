@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lucidnft.algorithms.nft import NFTSettings
 from lucidnft.flow.schedules import TimeSampling
@@ -30,6 +30,11 @@ class OptimizerSettings(ConfigModel):
     use_ema: bool = True
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     device: str = "auto"  # auto | cpu | cuda | cuda:1
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
 
 
 class SupervisedTrainConfig(OptimizerSettings):

@@ -1,0 +1,23 @@
+"""A reward as an outsider writes it: a class and its config, named in the run file by import path."""
+
+from typing import Literal
+
+from lucidnft.rewards import Reward, RewardCard
+from lucidnft.schema import ConfigModel
+
+
+class Contrast(Reward):
+    """Spread of the pixels."""
+
+    card = RewardCard(name="contrast")
+
+    def score(self, sr, reference):
+        return sr.flatten(1).std(dim=1)
+
+
+class ContrastConfig(ConfigModel):
+    type: Literal["contrast"] = "contrast"
+    weight: float = 1.0
+
+    def build(self) -> Contrast:
+        return Contrast()
