@@ -48,7 +48,12 @@ def command(config: str, output_dir: Path, *arguments: str) -> list[str]:
 
 def run(config: str, output_dir: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(config, output_dir, *arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+        command(config, output_dir, *arguments),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done
@@ -61,7 +66,13 @@ def comparable(run_dir: Path) -> list[dict[str, float]]:
 def test_a_run_leaves_its_files_prints_its_table_and_restores(tmp_path):
     done = run("nft", tmp_path, *NFT, "train.max_train_steps=2")
     run_dir = tmp_path / "nft"
-    for name in ("config.yaml", "env.json", "metrics.jsonl", "report.html", "checkpoint-000002/policy.safetensors"):
+    for name in (
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "report.html",
+        "checkpoint-000002/policy.safetensors",
+    ):
         assert (run_dir / name).is_file(), name
     assert "batch plan:" in done.stdout
     assert "MiB" in done.stdout
@@ -83,7 +94,9 @@ def test_a_run_leaves_its_files_prints_its_table_and_restores(tmp_path):
     assert (tmp_path / "nft.1" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("moment", ["before the first checkpoint", "after a checkpoint", "between checkpoints"])
+@pytest.mark.parametrize(
+    "moment", ["before the first checkpoint", "after a checkpoint", "between checkpoints"]
+)
 def test_killed_at_any_moment_it_resumes_to_the_numbers_of_an_unbroken_run(tmp_path, moment, unbroken):
     process = subprocess.Popen(
         command("nft", tmp_path, *NFT, "train.max_train_steps=6"),
@@ -103,7 +116,9 @@ def test_killed_at_any_moment_it_resumes_to_the_numbers_of_an_unbroken_run(tmp_p
     run("nft", tmp_path, *NFT, "train.max_train_steps=6", "--resume_from_checkpoint", "latest")
     assert comparable(run_dir) == comparable(unbroken / "nft")
     for name in ("policy", "old_policy", "ema", "optimizer"):
-        ours, theirs = (load_tensors(d / "nft/checkpoint-000006" / f"{name}.safetensors")[0] for d in (tmp_path, unbroken))
+        ours, theirs = (
+            load_tensors(d / "nft/checkpoint-000006" / f"{name}.safetensors")[0] for d in (tmp_path, unbroken)
+        )
         assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
 
@@ -143,9 +158,16 @@ def test_every_shipped_run_file_starts_and_a_dry_run_writes_nothing(tmp_path, co
 
 
 def test_supervised_runs_start_save_and_resume(tmp_path):
-    arguments = [*SMALL, "train.batch_size=2", "eval={eval_steps: 2, num_inference_steps: 2}", "log.save_steps=1"]
+    arguments = [
+        *SMALL,
+        "train.batch_size=2",
+        "eval={eval_steps: 2, num_inference_steps: 2}",
+        "log.save_steps=1",
+    ]
     run("flow_matching", tmp_path, *arguments, "train.max_train_steps=1")
-    done = run("flow_matching", tmp_path, *arguments, "train.max_train_steps=2", "--resume_from_checkpoint", "latest")
+    done = run(
+        "flow_matching", tmp_path, *arguments, "train.max_train_steps=2", "--resume_from_checkpoint", "latest"
+    )
     assert "train.max_train_steps: 1 -> 2" in done.stdout
     assert (tmp_path / "flow_matching/checkpoint-000002/weights.safetensors").is_file()
     steps = [row["step"] for row in read_metrics(tmp_path / "flow_matching")]

@@ -27,7 +27,12 @@ from lucidnft.data.defects import (
 from lucidnft.data.degradation import Degradation, Preset
 from lucidnft.images import resize
 from lucidnft.losses.consistency import consistency_loss
-from lucidnft.rewards.consistency import LucidConsistency, TinyConsistencyNetwork, save_consistency_network
+from lucidnft.rewards.consistency import (
+    LucidConsistency,
+    TinyConsistencyNetwork,
+    load_consistency_network,
+    save_consistency_network,
+)
 from lucidnft.rng import numpy_generator_for
 from lucidnft.training.photographs import Photographs, PhotographSettings
 
@@ -66,11 +71,13 @@ class ConsistencyTaskConfig(PhotographSettings):
 
     type: Literal["consistency"] = "consistency"
     crop_size: int = Field(default=96, ge=32, multiple_of=16)  # pixels
+    weights: str | None = None  # to start from: `tiny` for those that ship, or a file; null starts afresh
 
     def build(self, seed: int) -> ConsistencyTask:
         """Decode the photographs and make the task."""
         photographs, held_out = self.build_photographs()
-        return ConsistencyTask(photographs, held_out, seed=seed)
+        network = None if self.weights is None else load_consistency_network(self.weights)
+        return ConsistencyTask(photographs, held_out, seed=seed, network=network)
 
 
 class ConsistencyTask:

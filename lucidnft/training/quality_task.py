@@ -54,11 +54,15 @@ class QualityTaskConfig(PhotographSettings):
 
     type: Literal["quality"] = "quality"
     num_versions: int = Field(default=4, ge=3)  # of each photograph, the undamaged one included
+    weights: str | None = None  # to start from: `tiny` for those that ship, or a file; null starts afresh
 
     def build(self, seed: int) -> QualityTask:
         """Decode the photographs and make the task."""
         photographs, held_out = self.build_photographs()
-        return QualityTask(photographs, held_out, seed=seed, num_versions=self.num_versions)
+        network = None
+        if self.weights is not None:
+            network = QualityNet.from_pretrained(self.weights).network.train().requires_grad_(True)
+        return QualityTask(photographs, held_out, seed=seed, num_versions=self.num_versions, network=network)
 
 
 class QualityTask:

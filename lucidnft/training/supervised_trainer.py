@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +64,7 @@ class SupervisedTrainer:
         self.optimizer = build_optimizer(self.parameters, train)
         self.ema = Ema(self.parameters, train.ema_decay) if train.use_ema else None
         self.step = 0
+        self._batches: Iterator[Any] | None = None
 
     def rows(self) -> list[range]:
         """Rows of this rank, cut into micro-batches."""
@@ -76,13 +80,29 @@ class SupervisedTrainer:
             for start in range(rank * share, (rank + 1) * share, micro)
         ]
 
+    def batches(self, first_step: int) -> Iterator[Any]:
+        """This rank's micro-batches from a step on, each made in a thread while the one before it trains."""
+        order = ((step, part) for step in itertools.count(first_step) for part in self.rows())
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+
+            def start() -> Future[Any]:
+                step, part = next(order)
+                return pool.submit(self.task.batch, step, part, self.train.batch_size)
+
+            ahead = start()
+            while True:
+                current, ahead = ahead, start()
+                yield current.result()
+
     def run_step(self) -> dict[str, float]:
         """One update: mean loss over all rows of the step."""
+        if self._batches is None:
+            self._batches = self.batches(self.step)
         rows = self.rows()
         total = sum(len(r) for r in rows)
         sums: dict[str, Tensor] = {}
         for part in rows:
-            losses, logs = self.task.loss(self.task.batch(self.step, part, self.train.batch_size))
+            losses, logs = self.task.loss(next(self._batches))
             self.accelerator.backward(losses.sum() / total)
             for name, value in {"total": losses.detach().mean(), **logs}.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value * (len(part) / total)

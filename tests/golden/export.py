@@ -40,7 +40,9 @@ def curves_of(name: str) -> str:
     torch.set_num_threads(1)  # the order of sums depends on the number of threads
     try:
         with tempfile.TemporaryDirectory() as folder:
-            train.main(["--config", str(CONFIGS / f"{name}.yaml"), *SHORT, *RUNS[name], f"output_dir={folder}"])
+            train.main(
+                ["--config", str(CONFIGS / f"{name}.yaml"), *SHORT, *RUNS[name], f"output_dir={folder}"]
+            )
             rows = read_metrics(Path(folder) / name)
     finally:
         torch.set_num_threads(threads)
