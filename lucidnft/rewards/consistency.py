@@ -1,0 +1,147 @@
+"""LucidConsistency: does the restored image show what the low-resolution image shows?
+
+Cosine between the embeddings of LR and SR after one trained projection head shared by both (arXiv
+2603.05947; the head is Linear, GELU, Linear with biases).  Departures: any embedder fits; an embedder with
+local vectors is compared place by place and the cosines are averaged, which is the cosine itself for an
+embedder with one vector.  The tiny embedder's LR is enlarged to the size of SR (bicubic) first.
+
+A restoration that merely enlarges LR scores close to 1: this reward keeps a policy faithful and cannot
+judge quality.  Use it beside a reward that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lucidnft.checkpoint import save_tensors
+from lucidnft.images import resize
+from lucidnft.rewards.base import Reference, Reward, RewardCard
+from lucidnft.rewards.embedders import EmbedderArchitecture, ImageEmbedder, TinyEmbedder
+from lucidnft.rewards.weights import half_precision, load_weights_, read_header, weight_file
+from lucidnft.schema import ConfigModel
+
+SHIPPED = {"tiny": "tiny_embedder.safetensors"}
+WEIGHT_TYPE = "consistency_tiny"
+
+
+class ProjectionHead(nn.Module):
+    """Linear(D, D), GELU, Linear(D, D): (..., D) -> (..., D), L2-normalised."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(dimension, dimension)
+        self.second = nn.Linear(dimension, dimension)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """embeddings need not be normalised; they are here, before and after the head."""
+        hidden = F.gelu(self.first(F.normalize(embeddings, dim=-1) * embeddings.shape[-1] ** 0.5))
+        return F.normalize(self.second(hidden), dim=-1)
+
+
+class TinyConsistencyNetwork(nn.Module):
+    """The tiny embedder with its head: what the consistency task trains and one file holds."""
+
+    def __init__(self, architecture: EmbedderArchitecture | None = None) -> None:
+        super().__init__()
+        self.embedder = TinyEmbedder(architecture)
+        self.head = ProjectionHead(self.embedder.dimension)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, L, D), L2-normalised."""
+        return self.head(self.embedder.embed(images))
+
+
+class LucidConsistency(Reward):
+    """Mean cosine of projected LR and SR embeddings, in [-1, 1]; differentiable where the embedder is."""
+
+    def __init__(self, embedder: ImageEmbedder, head: ProjectionHead) -> None:
+        """embedder and head: trained; the head is frozen here."""
+        self.embedder = embedder
+        self.head = head.eval().requires_grad_(False)
+        self.card = RewardCard(
+            name="lucid_consistency",
+            needs=frozenset({"lr"}),
+            value_range=(-1.0, 1.0),
+            min_size=16,
+            note=f"Cosine of LR and SR under the {embedder.name} embedder: content kept, nothing invented.",
+        )
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path = "tiny") -> LucidConsistency:
+        """Load shipped weights ("tiny") or a .safetensors file that the consistency task wrote.
+
+        Raises:
+            ValueError: no such file or name, another type of weights, or keys that do not fit.
+        """
+        network = load_consistency_network(path_or_name)
+        return cls(cast(ImageEmbedder, network.embedder.eval().requires_grad_(False)), network.head)
+
+    def reference(
+        self,
+        lr: Tensor | None,
+        hr: Tensor | None,
+        prompts: Sequence[str] | None,
+        sr_size: tuple[int, int],
+    ) -> Reference:
+        """The projected embeddings of the G LR images, (G, L, D), once per group."""
+        if lr is None:
+            raise ValueError("reward 'lucid_consistency' needs lr: pass reward(sr, lr=...)")
+        resized = resize(lr, sr_size) if self.embedder.resizes_lr else lr
+        return {"projected": self.project(resized)}
+
+    def score(self, sr: Tensor, reference: Reference) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N,) float32 in [-1, 1]."""
+        return self.local_scores(sr, reference).mean(dim=1)
+
+    def local_scores(self, sr: Tensor, reference: Reference) -> Tensor:
+        """(N, 3, H, W) -> (N, L) cosines, one for every place the embedder looks at."""
+        return (self.project(sr) * reference["projected"]).sum(dim=-1)
+
+    def project(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] -> (N, L, D), L2-normalised."""
+        return self.head(self.embedder.embed(images))
+
+    def to(self, device: torch.device | str) -> LucidConsistency:
+        """Move embedder and head."""
+        self.embedder.to(device)
+        self.head.to(device)
+        return self
+
+
+def load_consistency_network(path_or_name: str | Path) -> TinyConsistencyNetwork:
+    """Embedder and head as the consistency task trains them.  Raises ValueError as `from_pretrained`."""
+    path = weight_file(path_or_name, SHIPPED, "lucid_consistency")
+    network = TinyConsistencyNetwork(_read_architecture(path))
+    load_weights_(network, path)
+    return network
+
+
+def save_consistency_network(network: TinyConsistencyNetwork, path: str | Path, **card: Any) -> None:
+    """Write shippable float16 weights; `card` (training data, metrics, ...) joins the header."""
+    header = {**card, "type": WEIGHT_TYPE, "architecture": network.embedder.header()}
+    save_tensors(path, half_precision(network), header)
+
+
+def _read_architecture(path: Path) -> EmbedderArchitecture:
+    sizes = read_header(path, WEIGHT_TYPE).get("architecture", {})
+    if set(sizes) != {"widths", "depths", "dimension"}:
+        raise ValueError(f"{path}: its header has no usable 'architecture' (found {sizes!r})")
+    return EmbedderArchitecture(tuple(sizes["widths"]), tuple(sizes["depths"]), int(sizes["dimension"]))
+
+
+class LucidConsistencyConfig(ConfigModel):
+    """Settings of `LucidConsistency`."""
+
+    type: Literal["lucid_consistency"] = "lucid_consistency"
+    head: str = "tiny"  # a shipped name or a .safetensors file
+    weight: float = 1.0
+
+    def build(self) -> LucidConsistency:
+        """Load the weights and make the reward."""
+        return LucidConsistency.from_pretrained(self.head)
