@@ -32,6 +32,7 @@ NFT = [
     "rewards={fidelity: {type: lr_fidelity}, sharp: {type: tests.outside_reward:ContrastConfig, weight: 0.5}}",
     "train.learning_rate=1e-2",
     "train.gradient_steps_per_epoch=2",
+    "train.use_ema=true",
     "train.per_device_batch_size=2",
     "eval={eval_steps: 2, num_inference_steps: 2}",
     "log.save_steps=2",
