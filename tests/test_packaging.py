@@ -27,9 +27,11 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_modules_and_configs_are_found():
     assert len(MODULES) >= 40
     assert CONFIGS == [
+        "configs/tiny/consistency.yaml",
         "configs/tiny/flow_matching.yaml",
         "configs/tiny/nft.yaml",
         "configs/tiny/nft_paired.yaml",
+        "configs/tiny/quality.yaml",
     ]
 
 
