@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -60,7 +61,7 @@ def resolution_shifted_time_grid(num_steps: int, num_tokens: int) -> Float[Tenso
 def check_time_grid(time_grid: Tensor) -> None:
     """Raise a ValueError unless the grid is one-dimensional and strictly decreasing within [0, 1]."""
     values = time_grid.tolist() if time_grid.ndim == 1 else []
-    falling = all(a > b for a, b in zip(values, values[1:], strict=False))
+    falling = all(a > b for a, b in pairwise(values))
     if len(values) < 2 or not falling or values[0] > 1 or values[-1] < 0:
         raise ValueError(
             "time_grid must be strictly decreasing within [0, 1] with at least two entries, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,7 @@ def euler(
     check_time_grid(time_grid)
     times = time_grid.tolist()
     states = [x]
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in pairwise(times):
         x = x + (t_next - t) * velocity(x, times_like(t, x))
         states = [*states, x] if keep_trajectory else [x]
     return solution(states, keep_trajectory)
@@ -68,7 +69,7 @@ def heun(
     check_time_grid(time_grid)
     times = time_grid.tolist()
     states = [x]
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in pairwise(times):
         v = velocity(x, times_like(t, x))
         ahead = x + (t_next - t) * v
         if t_next > 0:
@@ -88,7 +89,7 @@ def dpm2(
     check_time_grid(time_grid)
     times = time_grid.tolist()
     states, x0_before, h_before = [x], None, math.inf
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in pairwise(times):
         x0 = velocity_to_x0(x, velocity(x, times_like(t, x)), times_like(t, x))
         at_ends = t >= 1 or t_next <= 0
         h = math.inf if at_ends else math.log((1 - t_next) * t / ((1 - t) * t_next))
@@ -159,7 +160,7 @@ def euler_maruyama(
         return euler(velocity, x, time_grid, keep_trajectory=keep_trajectory)
     times = time_grid.tolist()
     states, log_probs = [x], []
-    for index, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+    for index, (t, t_next) in enumerate(pairwise(times)):
         now, after = times_like(t, x), times_like(t_next, x)
         step = euler_maruyama_step(x, velocity(x, now), now, after, eta)
         x = step.mean + step.std.view(-1, *([1] * (x.ndim - 1))) * noise(index, x)

@@ -142,7 +142,7 @@ class PolicyTrainer:
         means = torch.stack([sums[n] for n in names] + [torch.stack(norms).sum()]) / len(norms)
         values = self.accelerator.reduce(means, reduction="mean").tolist()
         return {
-            **{f"loss/{n}": v for n, v in zip(names, values, strict=False)},
+            **{f"loss/{n}": v for n, v in zip(names, values[:-1], strict=True)},
             "train/grad_norm": values[-1],
         }
 
