@@ -117,13 +117,13 @@ def test_bundled_lr_data_hides_the_hr_in_training_and_knows_it_in_evaluation():
     assert data.train.provides == {"lr"} and data.train.batch(0, 3, range(3)).hr is None
     assert data.held_out.provides == {"lr", "hr"}
     batches = list(data.held_out.batches())
-    assert sum(len(batch.keys) for batch in batches) == len(data.held_out) == 24
+    assert sum(len(batch.keys) for batch in batches) == len(data.held_out) == 18
     for batch in batches:
         assert batch.lr.shape[1:] == (3, 48, 48) and batch.hr.shape[1:] == (3, 192, 192)
         for row, record in enumerate(batch.metadata):
             assert torch.equal(replay(batch.hr[row], json.loads(json.dumps(record))), batch.lr[row])
     keys = [key for batch in batches for key in batch.keys]
-    assert len(set(keys)) == 24
+    assert len(set(keys)) == 18
     assert {key.split("@")[0] for key in keys} == set(HELD_OUT_PHOTOGRAPHS)
     again = next(iter(LrFolderConfig().build(99, 4).held_out.batches()))
     assert same(again, batches[0])
