@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=int, default=0, help="noise depends on it and on the file's stem (default 0)"
     )
     parser.add_argument(
-        "--num_inference_steps", type=at_least_one, default=10, help="solver steps (default 10)"
+        "--num_inference_steps", type=at_least_one, help="solver steps (default: the model's own, 4 for tiny)"
     )
     parser.add_argument("--solver", choices=("euler", "heun", "dpm2"), default="euler")
     parser.add_argument(

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--kl_beta", type=float, default=0.0)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()
-    rollout = RolloutConfig(num_groups=6, group_size=8, num_inference_steps=6)
+    rollout = RolloutConfig(num_groups=6, group_size=8, num_inference_steps=4)
     settings = NFTSettings(
         num_train_timesteps=args.num_train_timesteps, timestep_sampling="all", kl_beta=args.kl_beta
     )

@@ -42,6 +42,7 @@ class NFTSettings(ConfigModel):
     adv_clip_max: float = Field(default=5.0, gt=0)
     adv_mode: AdvantageMode = "all"
     normalise_x0_error: bool = True
+    share_draws_in_group: bool = False  # one training time and noise for all rollouts of an LR image
 
 
 @dataclass(frozen=True)
@@ -104,22 +105,25 @@ class NFT:
                 )
 
     def draws(self, rollout: Rollout, group_ids: tuple[int, ...], step: int) -> tuple[Tensor, Tensor]:
-        """Training times (G*K, T) and noise (G*K, T, C, h, w) of a step, keyed by group."""
+        """Training times (G*K, T) and noise (G*K, T, C, h, w) of a step, keyed by group.
+
+        Drawn for every rollout, or with `share_draws_in_group` once per group: each rollout's draws have the
+        same distribution either way, so the expected gradient is the same.  Shared, what the gradient terms
+        of a group have in common cancels because its advantages sum to about zero: less variance.
+        """
         num_times = self.num_times(rollout.time_grid)
         group_size, latent = rollout.x_0.shape[1], rollout.x_0.shape[2:]
+        draws, copies = (1, group_size) if self.settings.share_draws_in_group else (group_size, 1)
         times, noises = [], []
         for group in group_ids:
             generator = generator_for(self.seed, "optimise", step, group)
-            times.append(
-                sample_times(
-                    self.settings.timestep_sampling,
-                    group_size,
-                    num_times,
-                    generator=generator,
-                    time_grid=rollout.time_grid,
-                )
-            )
-            noises.append(torch.randn((group_size, num_times, *latent), generator=generator))
+            drawn = sample_times(
+                self.settings.timestep_sampling, draws, num_times,
+                generator=generator, time_grid=rollout.time_grid,
+            )  # fmt: skip
+            times.append(drawn.repeat(copies, 1))
+            noise = torch.randn((draws, num_times, *latent), generator=generator)
+            noises.append(noise.repeat(copies, 1, 1, 1, 1))
         return torch.cat(times), torch.cat(noises)
 
     def loss(self, policy: Policy, mini: NFTMinibatch) -> tuple[Tensor, dict[str, Tensor]]:

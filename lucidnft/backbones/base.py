@@ -87,5 +87,9 @@ class Backbone(Protocol):
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition, **options: Any) -> Tensor:
         """x_t (B, C, h, w), t (B,) in [0, 1] -> v = d x_t / d t (B, C, h, w)."""
 
+    @property
+    def default_num_steps(self) -> int:
+        """Solver steps when nobody says how many."""
+
     def default_time_grid(self, num_steps: int, height: int, width: int) -> Tensor:
         """(S + 1,) decreasing from 1 to 0: the grid this backbone is meant to be solved on."""

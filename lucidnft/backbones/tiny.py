@@ -32,7 +32,7 @@ from lucidnft.records import Condition
 
 LATENT_SCALE = 5.0
 WEIGHTS_FORMAT = "lucidnft.tiny_backbone.1"
-DEFAULT_SHIFT = 1.0
+DEFAULT_SHIFT = 0.5
 
 
 class TinyBackbone:
@@ -40,6 +40,7 @@ class TinyBackbone:
 
     name = "tiny"
     upscale: int | None = 4
+    default_num_steps = 4
     latent_spec = LatentSpec(channels=3, downscale=1, multiple=8)
     lora_modules: tuple[str, ...] = ("conv1", "conv2")
 
@@ -166,7 +167,11 @@ class TinyBackbone:
         return y_t * ((2 * time - 1) / spread) - out.float() * spread.rsqrt() - LATENT_SCALE * up
 
     def default_time_grid(self, num_steps: int, height: int, width: int) -> Tensor:
-        """Uniform steps: the noisy residual has unit spread at every size, so the grid does not depend on it."""
+        """Steps towards the clean end, the same at every size (the noisy residual always has unit spread).
+
+        Most of an image is decided by its LR version, so one long first step loses little, and the steps
+        after it remove the noise that uniform steps leave in flat regions (docs/benchmarks.md).
+        """
         return shifted_time_grid(num_steps, DEFAULT_SHIFT)
 
 

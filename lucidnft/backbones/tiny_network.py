@@ -33,6 +33,15 @@ def start_at_zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
+def pad_edges(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H + 2, W + 2), the outermost pixels repeated.
+
+    Zeros would darken every layer's view of an image's border, and show there.  Padding the input rather
+    than inside the convolution lets an adapter on it see the same border, so that it merges exactly.
+    """
+    return F.pad(x, (1, 1, 1, 1), mode="replicate")
+
+
 class ChannelNorm(nn.Module):
     """Layer norm over channels at each pixel: local, so a pixel's value never depends on the image's size."""
 
@@ -53,8 +62,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm = ChannelNorm(width)
         self.modulation = nn.Linear(time_width, 2 * width) if time_width else None
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3)
+        self.conv2 = nn.Conv2d(width, width, 3)
         start_at_zero(self.conv2)
         if self.modulation is not None:
             start_at_zero(self.modulation)
@@ -65,8 +74,8 @@ class ResidualBlock(nn.Module):
         if self.modulation is not None:
             scale, shift = self.modulation(time)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        h = self.conv1(F.silu(h))
-        return x + self.conv2(F.silu(h))
+        h = self.conv1(pad_edges(F.silu(h)))
+        return x + self.conv2(pad_edges(F.silu(h)))
 
 
 class LREncoder(nn.Module):
@@ -74,12 +83,12 @@ class LREncoder(nn.Module):
 
     def __init__(self, width: int, num_blocks: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.stem = nn.Conv2d(3, width, 3)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(num_blocks))
 
     def forward(self, lr: Tensor) -> Tensor:
         """(G, 3, h, w) in [-1, 1] -> (G, width, h, w)."""
-        x = self.stem(lr)
+        x = self.stem(pad_edges(lr))
         for block in self.blocks:
             x = block(x)
         return x
@@ -96,7 +105,7 @@ class TinyTrunk(nn.Module):
         self.time_width = time
         self.gradient_checkpointing = False
         self.time_mlp = nn.Sequential(nn.Linear(time, time), nn.SiLU(), nn.Linear(time, time), nn.SiLU())
-        self.stem = nn.Conv2d(24, half, 3, padding=1)  # noisy residual and up-sampled LR, 12 channels each
+        self.stem = nn.Conv2d(24, half, 3)  # noisy residual and up-sampled LR, 12 channels each
         self.down_half = nn.ModuleList(ResidualBlock(half, time) for _ in range(n_half))
         self.to_quarter = nn.Conv2d(half, quarter, 2, stride=2)
         self.lr_in = nn.Conv2d(arch.lr_width, quarter, 1)
@@ -110,7 +119,7 @@ class TinyTrunk(nn.Module):
         self.merge_half = nn.Conv2d(2 * half, half, 1)
         self.up_half = nn.ModuleList(ResidualBlock(half, time) for _ in range(n_half + 1))
         self.out_norm = ChannelNorm(half)
-        self.out = nn.Conv2d(half, 12, 3, padding=1)
+        self.out = nn.Conv2d(half, 12, 3)
         start_at_zero(self.out)
 
     def run(self, block: nn.Module, x: Tensor, time: Tensor) -> Tensor:
@@ -123,7 +132,7 @@ class TinyTrunk(nn.Module):
         """y_t and up (B, 3, H, W), t (B,), lr_features (B, lr_width, H/4, W/4) -> (B, 3, H, W)."""
         time = self.time_mlp(time_embedding(t, self.time_width))
         x = torch.cat([F.pixel_unshuffle(y_t, 2), F.pixel_unshuffle(up, 2)], dim=1)
-        at_half = self.stem(x.contiguous(memory_format=torch.channels_last))
+        at_half = self.stem(pad_edges(x.contiguous(memory_format=torch.channels_last)))
         for block in self.down_half:
             at_half = self.run(block, at_half, time)
         at_quarter = self.to_quarter(at_half) + self.lr_in(lr_features)
@@ -138,7 +147,7 @@ class TinyTrunk(nn.Module):
         x = self.merge_half(torch.cat([F.pixel_shuffle(self.from_quarter(x), 2), at_half], dim=1))
         for block in self.up_half:
             x = self.run(block, x, time)
-        return F.pixel_shuffle(self.out(F.silu(self.out_norm(x))), 2)
+        return F.pixel_shuffle(self.out(pad_edges(F.silu(self.out_norm(x)))), 2)
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:

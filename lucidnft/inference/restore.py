@@ -33,7 +33,7 @@ def restore(
     upscale: float | None = None,
     seed: int = 0,
     keys: Sequence[str] | None = None,
-    num_inference_steps: int = 10,
+    num_inference_steps: int | None = None,
     solver: str = "euler",
     align_method: AlignMethod = "nofix",
     batch_size: int = 8,
@@ -49,6 +49,7 @@ def restore(
         policy_or_backbone: a policy is used in its current role, a backbone as it is.
         upscale: output size over input size; None takes the backbone's own factor.
         keys: N names that key the noise, together with `seed`; default "0" .. "N-1".
+        num_inference_steps: solver steps; None takes the backbone's own number.
         solver: "euler", "heun" or "dpm2".
         align_method: colour transfer from the up-sampled LR image, see `color_fix`.
         batch_size: images solved at a time; bounds memory.
@@ -61,6 +62,7 @@ def restore(
         ValueError: an argument is out of range, or the result is not finite (the image is named).
     """
     backbone = policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
+    num_inference_steps = backbone.default_num_steps if num_inference_steps is None else num_inference_steps
     _check_settings(num_inference_steps, solver, align_method, batch_size)
     keys = [str(i) for i in range(lr.shape[0])] if keys is None else list(keys)
     _check_images(lr, keys)

@@ -1,7 +1,7 @@
 """Task flow_matching: train a backbone's own weights on HR photographs and their degraded versions.
 
-Departures from the plain recipe: none in the loss; the noise and the time of a sample are functions of
-(seed, step, row), so a resumed run and a run on more processes see the same samples.
+Departures from the plain recipe: an optional weight for flat regions; the noise and the time of a sample
+are functions of (seed, step, row), so a resumed run and a run on more processes see the same samples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lucidnft.backbones.base import Backbone
 from lucidnft.data.batches import HeldOut, ImageSource
 from lucidnft.flow.conversions import interpolate
 from lucidnft.flow.schedules import sample_times
-from lucidnft.losses.flow_matching import flow_matching_loss
+from lucidnft.losses.flow_matching import flat_region_weight, flow_matching_loss
 from lucidnft.records import ImageBatch
 from lucidnft.rng import generator_for
 from lucidnft.training.guards import Guards
@@ -91,7 +91,10 @@ class FlowMatchingTask:
         noise, t = samples.noise.to(device), samples.t.to(device)
         condition = self.backbone.encode_condition(images.lr, upscale=images.upscale, prompts=images.prompts)
         v = self.backbone.velocity(interpolate(x_0, noise, t), t, condition)
-        return flow_matching_loss(v, x_0=x_0, noise=noise)
+        weight = None
+        if self.train.flat_weighting > 0:
+            weight = flat_region_weight(images.lr, (x_0.shape[2], x_0.shape[3]), self.train.flat_weighting)
+        return flow_matching_loss(v, x_0=x_0, noise=noise, weight=weight)
 
     def evaluate(self) -> dict[str, float]:
         """PSNR-Y, SSIM and spectral distance of held-out restorations against HR."""

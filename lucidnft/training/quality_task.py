@@ -37,6 +37,12 @@ FREQUENCIES = {
 }
 SOFT_SHARE = 0.3
 """Share of the rows whose damaged versions are of a softened photograph, the second being only that."""
+RESTORED_SHARE = 0.5
+"""Share of the rows that start from a restoration of the photograph, where there are some."""
+RESTORED_SEVERITY = 0.3
+"""Severity of a restoration as it is: its photograph is better, and more damage is worse."""
+TEXTURES = ("network_texture", "residual_noise", "grid", "speckle", "gaussian_noise", "ringing", "painting")
+"""What a policy that is paid for sharpness adds to restorations: the damage that such rows show."""
 EVALUATION_SEVERITIES = (0.0, 0.1, 0.25, 0.5, 0.9)
 
 
@@ -154,8 +160,12 @@ class QualityTask:
     def _versions(self, step: int, row: int) -> tuple[Tensor, Tensor]:
         generator = numpy_generator_for(self.seed, "quality/versions", step, row)
         index, other = generator.choice(len(self.photographs), size=2, replace=False)
-        image = self.photographs.crop(int(index), generator)
+        image, restored = self.photographs.crop_with_restored(int(index), generator)
         donor = self.photographs.crop(int(other), generator)
+        if restored is not None and generator.random() < RESTORED_SHARE:
+            recipe = draw_recipe(generator, TEXTURES)
+            severities = [0.0, *self._severities(generator, 0.05, 0.6, self.num_versions - 2)]
+            return self._ordered(image, restored, RESTORED_SEVERITY, recipe, severities, donor)
         recipe = draw_recipe(generator, weights=[FREQUENCIES.get(name, 1.0) for name in DEFECT_NAMES])
         soft, softness = DefectRecipe((draw_defect(generator, "blur"),)), float(generator.uniform(0.04, 0.3))
         # On a soft image, sharpening and false detail are most tempting: they must lose against softness too.
@@ -167,10 +177,22 @@ class QualityTask:
             ceiling = 0.4 if generator.random() < 0.5 else 1.0
             severities = self._severities(generator, 0.04, ceiling, self.num_versions - 1)
             start, softness = image, 0.0
+        return self._ordered(image, start, softness, recipe, severities, donor)
+
+    def _ordered(
+        self,
+        image: Tensor,
+        start: Tensor,
+        start_severity: float,
+        recipe: DefectRecipe,
+        severities: list[float],
+        donor: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The photograph, then `start` with the recipe at rising severities; images and severity maps."""
         images, maps = [image], [torch.zeros(image.shape[1] // CELL, image.shape[2] // CELL)]
         for severity in severities:
             version, mask = apply_recipe(start, recipe, severity, donor=donor)
-            total = 1 - (1 - softness) * (1 - mask * recipe.total_severity(severity))
+            total = 1 - (1 - start_severity) * (1 - mask * recipe.total_severity(severity))
             images.append(version)
             maps.append(visible_severity(image, version, total, CELL))
         return torch.stack(images), torch.stack(maps)

@@ -51,6 +51,7 @@ class FlowMatchingTrainConfig(SupervisedTrainConfig):
     timestep_sampling: TimeSampling = "logit_normal"
     logit_mean: float = 0.0
     logit_std: float = Field(default=1.0, gt=0)
+    flat_weighting: float = Field(default=0.0, ge=0)  # exponent of the weight for flat regions; 0 is none
 
 
 class OldPolicySettings(ConfigModel):

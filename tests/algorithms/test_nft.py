@@ -151,3 +151,32 @@ def test_old_policy_schedules():
     assert custom == pytest.approx([0, 0, 0.2, 0.25])
     with pytest.raises(ValueError, match="expected one of copy"):
         old_policy_decay("cosine", 0)
+
+
+def test_shared_draws_are_one_per_group(rollout):
+    algorithm, _ = minis(rollout, share_draws_in_group=True)
+    times, noise = algorithm.draws(rollout, (4, 5), 3)
+    assert times.shape == (6, 2) and noise.shape[:2] == (6, 2)
+    for group in (slice(0, 3), slice(3, 6)):
+        assert torch.equal(times[group], times[group][:1].expand(3, -1))
+        assert torch.equal(noise[group], noise[group][:1].expand(3, *noise.shape[1:]))
+    assert not torch.equal(noise[0], noise[3])
+    assert torch.equal(algorithm.draws(rollout, (5,), 3)[1], noise[3:])
+
+
+def test_shared_draws_lower_the_variance_of_the_gradient(policy, rollout):
+    policy.update_old(0.0)
+    spread = {}
+    for shared in (False, True):
+        settings = NFTTrainConfig(
+            num_train_timesteps=1, timestep_sampling="grid", share_draws_in_group=shared
+        )
+        algorithm, grads = NFT(settings, seed=0), []
+        for step in range(12):
+            for mini in algorithm.minibatches(rollout, torch.tensor([[1.0, -1.0, 0.0]] * 2), (4, 5), step):
+                for parameter in policy.parameters.values():
+                    parameter.grad = None
+                algorithm.loss(policy, mini)[0].mean().backward()
+                grads.append(torch.cat([p.grad.flatten() for p in policy.parameters.values()]))
+        spread[shared] = float(torch.stack(grads).var(dim=0).sum())
+    assert spread[True] < 0.7 * spread[False]

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from lucidnft.backbones.adapters import use_adapter
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.tiny import LATENT_SCALE, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import load_tensors, save_tensors
 from lucidnft.flow.conversions import interpolate
 from lucidnft.flow.solvers import euler
+from tests.small_backbone import moved_policy
 
 
 def draws(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -151,3 +153,21 @@ def test_fresh_weights_depend_on_the_seed_alone():
 def test_size_is_within_the_promised_range():
     count = sum(p.numel() for p in TinyBackbone.initialise().module.parameters())
     assert 3e6 < count < 10e6
+
+
+@pytest.mark.parametrize("adapter", [None, "current"])
+def test_nothing_in_a_constant_image_says_where_its_border_is(backbone, adapter):
+    # edges are repeated, never padded with zeros, for a layer and for its adapter alike
+    moved_policy(backbone)
+    block = backbone.network.middle[0]
+    x, time = draws(1, 16, 1, 1).expand(-1, -1, 6, 6), draws(1, 16, seed=1)
+    with torch.no_grad(), use_adapter(backbone.network, adapter):
+        out = block(x, time)
+    torch.testing.assert_close(out, out[..., 3:4, 3:4].expand(-1, -1, 6, 6))
+    assert not torch.equal(out, x)
+
+
+def test_the_default_grid_is_the_same_at_every_size_and_starts_with_one_long_step(backbone):
+    grid = backbone.default_time_grid(4, 96, 96)
+    assert torch.equal(grid, backbone.default_time_grid(4, 512, 384))
+    torch.testing.assert_close(grid, torch.tensor([1.0, 3 / 5, 1 / 3, 1 / 7, 0.0]))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from lucidnft.data.bundled import photograph_paths
 from lucidnft.data.defects import DEFECT_NAMES
+from lucidnft.images import list_images, read_image, save_image
 from lucidnft.rewards import LucidConsistency, QualityNet
 from lucidnft.rewards.consistency import TinyConsistencyNetwork
 from lucidnft.rewards.embedders import EmbedderArchitecture
 from lucidnft.rewards.quality import QualityArchitecture, QualityNetwork
 from lucidnft.training.consistency_task import WRONG_KINDS, ConsistencyTask, ConsistencyTaskConfig
 from lucidnft.training.photographs import Photographs
-from lucidnft.training.quality_task import QualityTask, QualityTaskConfig
+from lucidnft.training.quality_task import RESTORED_SEVERITY, QualityTask, QualityTaskConfig
 
 TRAIN, HELD_OUT = ("astronaut.png", "brick.png", "grass.png"), ("chelsea.png", "coffee.png")
 
@@ -146,3 +148,49 @@ def test_unusable_photographs_are_refused(tmp_path: Path) -> None:
         QualityTask(Photographs(photograph_paths(TRAIN), crop_size=50), many, seed=0)
     with pytest.raises(ValueError, match="multiples of 16"):
         ConsistencyTask(Photographs(photograph_paths(TRAIN), crop_size=56), many, seed=0)
+
+
+def write_photographs(folder: Path, names: tuple[str, ...], *, lighter: float = 0.0, side: int = 96) -> Path:
+    folder.mkdir()
+    for name in names:
+        image = read_image(photograph_paths((f"{name}.png",))[0]).rgb[:, :side, :side]
+        save_image(folder / f"{name}.png", (0.5 * image + lighter).clamp(0, 1))
+    return folder
+
+
+def test_a_restoration_is_cut_like_its_photograph(tmp_path: Path) -> None:
+    names = ("astronaut", "coffee")
+    plain = write_photographs(tmp_path / "hr", names)
+    restored = write_photographs(tmp_path / "sr", names, lighter=0.25)
+    photographs = Photographs(list_images(plain), crop_size=48, restored_folders=[restored])
+    alone = Photographs(list_images(plain), crop_size=48)
+    for draw in range(4):
+        image, version = photographs.crop_with_restored(1, np.random.default_rng(draw))
+        assert version is not None and version.shape == image.shape == (3, 48, 48)
+        torch.testing.assert_close(version, image + 0.25, rtol=0, atol=0.01)
+    image, version = alone.crop_with_restored(1, np.random.default_rng(0))
+    assert version is None and torch.equal(image, alone.crop(1, np.random.default_rng(0)))
+
+
+def test_a_missing_or_misshapen_restoration_is_refused(tmp_path: Path) -> None:
+    plain = write_photographs(tmp_path / "hr", ("astronaut", "coffee"))
+    fewer = write_photographs(tmp_path / "fewer", ("astronaut",))
+    smaller = write_photographs(tmp_path / "smaller", ("astronaut", "coffee"), side=64)
+    for folder, message in ((fewer, "no restoration of photograph 'coffee'"), (smaller, "64x64 px")):
+        with pytest.raises(ValueError, match=message):
+            Photographs(list_images(plain), crop_size=48, restored_folders=[folder])
+
+
+def test_rows_from_restorations_keep_the_photograph_on_top(tmp_path: Path) -> None:
+    names = ("astronaut", "coffee", "brick")
+    plain = write_photographs(tmp_path / "hr", names)
+    restored = write_photographs(tmp_path / "sr", names, lighter=0.25)
+    network = QualityNetwork(QualityArchitecture(widths=(16, 16, 16), depths=(1, 1, 1)))
+    photographs = Photographs(list_images(plain), crop_size=48, restored_folders=[restored])
+    samples = QualityTask(photographs, photographs, seed=0, network=network).batch(0, range(16), 16)
+    lighter = samples.images[:, 1].mean(dim=(1, 2, 3)) - samples.images[:, 0].mean(dim=(1, 2, 3)) > 0.2
+    assert 3 <= int(lighter.sum()) <= 13  # about half of the rows
+    torch.testing.assert_close(
+        samples.severity_maps[lighter][:, 1], torch.full((int(lighter.sum()), 6, 6), RESTORED_SEVERITY)
+    )
+    assert (samples.severity_maps[lighter].mean(dim=(2, 3)).diff(dim=1) >= 0).all()

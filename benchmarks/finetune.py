@@ -1,0 +1,108 @@
+"""Does reinforcement raise every reward it trains on, seed after seed, without harm to real pairs?
+
+    python benchmarks/finetune.py --config configs/tiny/nft.yaml [--seeds 0 1 2] [--lr DIR --hr DIR] [key=value ...]
+
+Runs train.py once per seed (a finished run of the same name is read, not repeated), takes the held-out
+scores before and after from its records, and with --lr and --hr restores real pairs with the base and
+with each tuned checkpoint, the same noise for both.  Prints a Markdown table with paired 95 % intervals
+and writes everything to --output.  Several folders may follow --lr and --hr, in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lucidnft.config import load_config
+from lucidnft.images import list_images, read_image
+from lucidnft.inference import restore
+from lucidnft.inference.checkpoints import load_policy
+from lucidnft.training.comparison import ScoreComparison, compare_scores, read_scores
+from lucidnft.training.guards import Guards
+from lucidnft.training.run_folder import git_commit
+from lucidnft.training.statistics import paired_difference
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PAIR_METRICS = ("psnr_y", "ssim", "fsim")
+
+
+def train(config_file: Path, seed: int, overrides: list[str]) -> Path:
+    """The folder of a finished run with this seed."""
+    name = f"{load_config(config_file, overrides).run_name}-seed{seed}"
+    settings = [*overrides, f"seed={seed}", f"run_name={name}"]
+    config = load_config(config_file, settings)
+    run_dir = Path(config.output_dir) / name
+    if not (run_dir / "report.html").is_file():
+        command = [sys.executable, str(ROOT / "train.py"), "--config", str(config_file), *settings]
+        subprocess.run(command, check=True)
+    return run_dir
+
+
+def score_pairs(checkpoint: str, lr_folders: list[Path], hr_folders: list[Path]) -> dict[str, list[float]]:
+    """PSNR-Y, SSIM and FSIM of every pair, restored with noise keyed by the file's stem."""
+    policy, guards = load_policy(checkpoint), Guards()
+    scores: dict[str, list[float]] = {metric: [] for metric in PAIR_METRICS}
+    for lr_folder, hr_folder in zip(lr_folders, hr_folders, strict=True):
+        for path in tqdm(list_images(lr_folder), desc=Path(checkpoint).parent.name or checkpoint):
+            lr, hr = read_image(path).rgb[None], read_image(hr_folder / path.name).rgb[None]
+            measured = guards.of_batch(restore(policy, lr, keys=[path.stem]), hr)
+            for metric in PAIR_METRICS:
+                scores[metric] += measured[metric]
+    return scores
+
+
+def markdown(rows: list[tuple[int, ScoreComparison]]) -> str:
+    """One line per seed and score."""
+    lines = [
+        "| seed | score | kind | n | before | after | difference | 95 % interval |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for seed, row in rows:
+        name, kind, n, before, after, difference, interval, _ = row.cells()
+        lines.append(f"| {seed} | {name} | {kind} | {n} | {before} | {after} | {difference} | {interval} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--lr", type=Path, nargs="+", default=[])
+    parser.add_argument("--hr", type=Path, nargs="+", default=[])
+    parser.add_argument("--output", type=Path, help="JSON; default benchmarks/results/<config>.json")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+    if len(args.lr) != len(args.hr):
+        parser.error(f"--lr names {len(args.lr)} folders, --hr {len(args.hr)}; they go in pairs")
+    base_pairs = score_pairs("base", args.lr, args.hr) if args.lr else {}
+    rows: list[tuple[int, ScoreComparison]] = []
+    record: dict[str, object] = {"commit": git_commit(), "overrides": args.overrides, "runs": {}}
+    for seed in args.seeds:
+        run_dir = train(args.config, seed, args.overrides)
+        scores = read_scores(run_dir)
+        of_seed = compare_scores(scores[0], scores[-1])
+        checkpoint = sorted(run_dir.glob("checkpoint-*"))[-1]
+        pairs = score_pairs(str(checkpoint), args.lr, args.hr) if args.lr else {}
+        for metric, values in pairs.items():
+            paired = paired_difference(base_pairs[metric], values, key=f"pairs/{metric}")
+            of_seed.append(ScoreComparison(f"{metric} on real pairs", "guard", paired))
+        rows += [(seed, row) for row in of_seed]
+        record["runs"][seed] = {"held_out": scores, "pairs": pairs}  # type: ignore[index]
+    record["base_pairs"] = base_pairs
+    record["table"] = markdown(rows)
+    output = args.output or RESULTS / f"{args.config.stem}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    print(record["table"])
+
+
+if __name__ == "__main__":
+    main()
