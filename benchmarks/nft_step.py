@@ -1,6 +1,6 @@
 """Our DiffusionNFT step against the published one: same backbone, sizes, trained times and machine, one run.
 
-    python benchmarks/nft_step.py [--repeats 3] [--num_train_timesteps 5] [--kl_beta 0.0]
+    python benchmarks/nft_step.py [--repeats 3] [--num_train_timesteps 3] [--kl_beta 0.0]
 
 The published step, as the released script does it: the condition encoded for every rollout, each trained
 time in a call of its own, and three passes each (old, reference, current) whatever the settings.  Both
@@ -157,7 +157,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--num_train_timesteps", type=int, default=5, help="of a grid of 6: all but one")
+    parser.add_argument("--num_train_timesteps", type=int, default=3, help="of a grid of 4: all but one")
     parser.add_argument("--kl_beta", type=float, default=0.0)
     parser.add_argument("--output", type=Path, default=RESULT)
     args = parser.parse_args()

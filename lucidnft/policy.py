@@ -6,6 +6,8 @@ Roles differ only in which LoRA adapter is active; there is one set of base weig
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ class Policy:
             adapters.add_adapter(backbone.network, role.value, settings, targets, seed=seed)
         adapters.lerp_adapter_(backbone.network, Role.OLD.value, Role.CURRENT.value, 0.0)
         self.old_equals_current = True
+        self._folded: Role | None = None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -44,10 +47,32 @@ class Policy:
         self, x_t: Tensor, t: Tensor, condition: Condition, role: Role = Role.CURRENT, **options: Any
     ) -> Tensor:
         """x_t (B, C, h, w), t (B,), condition of B rows -> v (B, C, h, w).  Only CURRENT carries a gradient."""
+        if self._folded is not None:
+            if role is not self._folded or torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"only {self._folded} without gradients can be called while it is folded in"
+                )
+            return self.backbone.velocity(x_t, t, condition, **options)
         if role is Role.CURRENT:
             return self.backbone.velocity(x_t, t, condition, **options)
         with torch.no_grad(), adapters.use_adapter(self.backbone.network, role.value):
             return self.backbone.velocity(x_t, t, condition, **options)
+
+    @contextmanager
+    def folded(self, role: Role) -> Iterator[None]:
+        """A region of many passes of one role without gradients, in which its adapter costs nothing.
+
+        Where the base weights are not float32 it changes nothing.
+        """
+        if role is Role.REFERENCE or not adapters.can_fold(self.backbone.network):
+            yield
+            return
+        with torch.no_grad(), adapters.folded_adapter(self.backbone.network, role.value):
+            self._folded = role
+            try:
+                yield
+            finally:
+                self._folded = None
 
     @torch.no_grad()
     def encode_condition(self, batch: ImageBatch) -> Condition:

@@ -69,13 +69,14 @@ def generate_rollout(
     time_grid = rollout_time_grid(policy, config, *size)
     solve = ODE_SOLVERS[config.solver]
     solved = []
-    for start in range(0, len(rows), config.chunk_size):
-        part = slice(start, start + config.chunk_size)
-        rows_of_part = condition.index(rows[part])
+    with policy.folded(Role.OLD):
+        for start in range(0, len(rows), config.chunk_size):
+            part = slice(start, start + config.chunk_size)
+            rows_of_part = condition.index(rows[part])
 
-        def velocity(x_t: Tensor, t: Tensor, rows_of_part: Condition = rows_of_part) -> Tensor:
-            return policy(x_t, t, rows_of_part, Role.OLD)
+            def velocity(x_t: Tensor, t: Tensor, rows_of_part: Condition = rows_of_part) -> Tensor:
+                return policy(x_t, t, rows_of_part, Role.OLD)
 
-        solved.append(solve(velocity, noise[part].to(device), time_grid).x_0)
+            solved.append(solve(velocity, noise[part].to(device), time_grid).x_0)
     x_0 = torch.cat(solved).unflatten(0, (len(group_ids), config.group_size))
     return Rollout(x_0=x_0, condition=condition, time_grid=time_grid)

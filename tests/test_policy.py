@@ -133,3 +133,48 @@ def test_decoding_in_chunks_is_decoding(backbone):
 def test_group_size_has_an_alias():
     assert RolloutConfig.model_validate({"num_generations": 5}).group_size == 5
     assert RolloutConfig.model_validate({"group_size": 4}).group_size == 4
+
+
+def base_weights(backbone):
+    return {n: p.detach().clone() for n, p in backbone.network.named_parameters() if ".lora_" not in n}
+
+
+@pytest.mark.parametrize("role", [Role.CURRENT, Role.OLD, Role.REFERENCE])
+def test_folding_changes_nothing_but_rounding_and_leaves_the_very_weights_behind(backbone, role):
+    policy = moved_policy(backbone)
+    before, condition = base_weights(backbone), policy.encode_condition(batch_of())
+    x_t, t = torch.randn((3, 3, 32, 32), generator=torch.Generator().manual_seed(1)), torch.full((3,), 0.5)
+    expected = policy(x_t, t, condition, role).detach()
+    with torch.no_grad():
+        reference = policy(x_t, t, condition, Role.REFERENCE)
+    with policy.folded(role), torch.no_grad():
+        folded = policy(x_t, t, condition, role)
+    torch.testing.assert_close(folded, expected, rtol=1e-4, atol=1e-4)
+    if role is not Role.REFERENCE:
+        assert float((expected - reference).abs().max()) > 0.01
+    assert all(torch.equal(p, before[n]) for n, p in base_weights(backbone).items())
+    assert torch.equal(policy(x_t, t, condition, role).detach(), expected)
+    assert policy(x_t, t, condition, Role.CURRENT).requires_grad
+
+
+def test_folding_ends_with_an_error_too_and_refuses_other_roles(backbone):
+    policy = moved_policy(backbone)
+    before, condition = base_weights(backbone), policy.encode_condition(batch_of())
+    arguments = (torch.zeros(3, 3, 32, 32), torch.full((3,), 0.5), condition)
+    for call in (
+        lambda: policy(*arguments, Role.CURRENT),
+        lambda: policy(*arguments, Role.REFERENCE),
+        lambda: torch.enable_grad()(policy)(*arguments, Role.OLD),
+    ):
+        with pytest.raises(RuntimeError, match="folded in"), policy.folded(Role.OLD):
+            call()
+        assert all(torch.equal(p, before[n]) for n, p in base_weights(backbone).items())
+        assert policy(*arguments, Role.CURRENT).requires_grad
+
+
+def test_half_precision_weights_are_not_folded(backbone):
+    policy = moved_policy(backbone)
+    backbone.network.to(torch.bfloat16)
+    before = {n: p.data_ptr() for n, p in backbone.network.named_parameters()}
+    with policy.folded(Role.OLD):
+        assert {n: p.data_ptr() for n, p in backbone.network.named_parameters()} == before

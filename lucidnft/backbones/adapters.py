@@ -116,6 +116,34 @@ def use_adapter(network: nn.Module, adapter: str | None) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+@contextmanager
+def folded_adapter(network: nn.Module, adapter: str) -> Iterator[None]:
+    """Inside, the adapter is added into the base weights, so that a pass costs what the base costs.
+
+    For passes without gradients.  Afterwards the very tensors of before are back, also after an exception;
+    nothing is subtracted, so no rounding is left behind.  Outputs differ from the adapter's by rounding.
+    """
+    kept: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for layer in lora_layers(network).values():
+            weight = layer.get_base_layer().weight
+            kept.append((weight, weight.data))
+            folded = torch.empty_like(weight.data)  # in the base's memory format
+            weight.data = torch.add(weight.data, layer.get_delta_weight(adapter).detach(), out=folded)
+        with use_adapter(network, None):
+            yield
+    finally:
+        for weight, data in kept:
+            weight.data = data
+
+
+def can_fold(network: nn.Module) -> bool:
+    """Are the adapted weights float32?  In half precision or quantised, folding would round to another policy."""
+    return all(
+        layer.get_base_layer().weight.dtype == torch.float32 for layer in lora_layers(network).values()
+    )
+
+
 @torch.no_grad()
 def lerp_adapter_(network: nn.Module, target: str, source: str, decay: float) -> None:
     """target <- decay * target + (1 - decay) * source, factor by factor (A and B, not their product)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -120,8 +121,10 @@ def _solve(
     solver: str,
 ) -> Tensor:
     """x_0 (B, C, h, w) of padded LR images."""
+    region: AbstractContextManager[None] = nullcontext()
     if isinstance(policy_or_backbone, Policy):
         policy, backbone = policy_or_backbone, policy_or_backbone.backbone
+        region = policy.folded(Role.CURRENT)
 
         def velocity_of(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return policy(x_t, t, condition, Role.CURRENT)
@@ -131,7 +134,8 @@ def _solve(
         velocity_of = backbone.velocity
     condition = backbone.encode_condition(lr, upscale=upscale)
     grid = backbone.default_time_grid(num_inference_steps, lr.shape[2] * upscale, lr.shape[3] * upscale)
-    return ODE_SOLVERS[solver](lambda x_t, t: velocity_of(x_t, t, condition), noise, grid).x_0
+    with region:
+        return ODE_SOLVERS[solver](lambda x_t, t: velocity_of(x_t, t, condition), noise, grid).x_0
 
 
 def _factors(backbone: Backbone, upscale: float | None) -> tuple[int, float]:

@@ -44,12 +44,13 @@ class PolicyEvaluator:
 
     def restore(self, role: Role) -> list[RestoredBatch]:
         """All held-out images restored by one role."""
-        return restore_held_out(
-            lambda x_t, t, condition: self.policy(x_t, t, condition, role),
-            self.policy.backbone,
-            self.held_out,
-            self.settings,
-        )
+        with self.policy.folded(role):
+            return restore_held_out(
+                lambda x_t, t, condition: self.policy(x_t, t, condition, role),
+                self.policy.backbone,
+                self.held_out,
+                self.settings,
+            )
 
     def base(self) -> list[RestoredBatch]:
         """Restorations of the reference, made once."""
