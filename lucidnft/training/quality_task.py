@@ -29,15 +29,15 @@ RANKABLE = 0.0015
 FREQUENCIES = {
     "painting": 3.0,
     "wrong_texture": 3.0,
-    "blocking": 2.0,
+    "blocking": 2.5,
     "blur": 2.5,
     "melting": 2.0,
-    "ringing": 2.0,
+    "ringing": 3.5,
     "speckle": 1.5,
 }
 SOFT_SHARE = 0.3
 """Share of the rows whose damaged versions are of a softened photograph, the second being only that."""
-RESTORED_SHARE = 0.5
+RESTORED_SHARE = 0.35
 """Share of the rows that start from a restoration of the photograph, where there are some."""
 RESTORED_SEVERITY = 0.3
 """Severity of a restoration as it is: its photograph is better, and more damage is worse."""

@@ -189,7 +189,7 @@ def test_rows_from_restorations_keep_the_photograph_on_top(tmp_path: Path) -> No
     photographs = Photographs(list_images(plain), crop_size=48, restored_folders=[restored])
     samples = QualityTask(photographs, photographs, seed=0, network=network).batch(0, range(16), 16)
     lighter = samples.images[:, 1].mean(dim=(1, 2, 3)) - samples.images[:, 0].mean(dim=(1, 2, 3)) > 0.2
-    assert 3 <= int(lighter.sum()) <= 13  # about half of the rows
+    assert 2 <= int(lighter.sum()) <= 11  # about a third of the rows
     torch.testing.assert_close(
         samples.severity_maps[lighter][:, 1], torch.full((int(lighter.sum()), 6, 6), RESTORED_SEVERITY)
     )
