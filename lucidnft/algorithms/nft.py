@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lucidnft.advantages import AdvantageMode, optimality, select_advantages
 from lucidnft.flow.conversions import interpolate
-from lucidnft.flow.schedules import TimeSampling, sample_times
+from lucidnft.flow.schedules import TimeSampling, grid_points, sample_times
 from lucidnft.losses.nft import nft_loss
 from lucidnft.policy import Policy, Role
 from lucidnft.records import Condition, Rollout
@@ -37,12 +37,21 @@ class NFTSettings(ConfigModel):
         default=None, ge=1
     )  # T per rollout; null: all of the grid but one
     timestep_sampling: TimeSampling = "all"
+    t_min: float = Field(default=1e-3, ge=0, lt=1)  # times nearer to the image are not trained ...
+    t_max: float = Field(default=1.0, gt=0, le=1)  # ... and neither are times nearer to noise
     nft_beta: float = Field(default=1.0, gt=0)  # interpolation strength of the implicit policies
     kl_beta: float = Field(default=1e-4, ge=0)  # weight of the distance to the reference
     adv_clip_max: float = Field(default=5.0, gt=0)
     adv_mode: AdvantageMode = "all"
     normalise_x0_error: bool = True
     share_draws_in_group: bool = False  # one training time and noise for all rollouts of an LR image
+
+    @model_validator(mode="after")
+    def some_times_are_trained(self) -> NFTSettings:
+        """t_min lies below t_max."""
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min is {self.t_min}, not below t_max {self.t_max}: no time is trained")
+        return self
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,19 @@ class NFT:
         self.seed = seed
 
     def num_times(self, time_grid: Tensor) -> int:
-        """T: the number asked for, or all of the grid's times but one, as the release trains (at least one)."""
-        if self.settings.num_train_timesteps is not None:
-            return self.settings.num_train_timesteps
-        return max(1, len(time_grid) - 2)
+        """T: the number asked for, or all of the grid's trained times but one, as the release (at least one).
+
+        Raises:
+            ValueError: the times are drawn from the grid, and fewer than T of it lie in [t_min, t_max].
+        """
+        settings = self.settings
+        bounds = (settings.timestep_sampling, settings.t_min, settings.t_max)
+        num_times = settings.num_train_timesteps
+        if num_times is None:
+            num_times = max(1, len(grid_points(time_grid, 0, *bounds)) - 1)
+        if settings.timestep_sampling in ("all", "grid"):
+            grid_points(time_grid, num_times, *bounds)
+        return num_times
 
     def minibatches(
         self, rollout: Rollout, advantages: Tensor, group_ids: tuple[int, ...], step: int
@@ -120,6 +138,7 @@ class NFT:
             drawn = sample_times(
                 self.settings.timestep_sampling, draws, num_times,
                 generator=generator, time_grid=rollout.time_grid,
+                t_min=self.settings.t_min, t_max=self.settings.t_max,
             )  # fmt: skip
             times.append(drawn.repeat(copies, 1))
             noise = torch.randn((draws, num_times, *latent), generator=generator)

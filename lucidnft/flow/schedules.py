@@ -84,9 +84,9 @@ def sample_times(
     """Training times (B, T), T per sample, in random order along T.
 
     sampling:
-        all           every time of `time_grid` above 0 once (T must be their number, or fewer: the
+        all           every time of `time_grid` in [t_min, t_max] once (T must be their number, or fewer: the
                       first T of a random permutation per sample, as DiffusionNFT does)
-        grid          T distinct times of the grid, one from each of T equal spans of it
+        grid          T distinct times of the grid in [t_min, t_max], one from each of T equal spans of it
         uniform       independent, uniform in [t_min, t_max]
         logit_normal  independent, sigmoid(logit_mean + logit_std * normal), clamped to [t_min, t_max]
         stratified    one uniform draw from each of T equal spans of [t_min, t_max]
@@ -99,7 +99,7 @@ def sample_times(
     shape = (batch_size, num_times)
     order = torch.rand(shape, generator=generator).argsort(dim=1)
     if sampling in ("all", "grid"):
-        points = grid_points(time_grid, num_times, sampling)
+        points = grid_points(time_grid, num_times, sampling, t_min, t_max)
         if sampling == "all":
             ranks = torch.rand(batch_size, len(points), generator=generator).argsort(dim=1)
             return points[ranks[:, :num_times]]
@@ -123,14 +123,16 @@ def sample_times(
     return t_min + (t_max - t_min) * draws[sampling]()
 
 
-def grid_points(time_grid: Tensor | None, num_times: int, sampling: str) -> Tensor:
-    """The grid's times above 0, checked against the number of times wanted."""
+def grid_points(
+    time_grid: Tensor | None, num_times: int, sampling: str, t_min: float = 0.0, t_max: float = 1.0
+) -> Tensor:
+    """The grid's times above 0 and in [t_min, t_max], checked against the number of times wanted."""
     if time_grid is None:
         raise ValueError(f"timestep_sampling={sampling} draws from the solver's grid; pass time_grid")
-    points = time_grid[time_grid > 0].float().cpu()
+    points = time_grid[(time_grid > 0) & (time_grid >= t_min) & (time_grid <= t_max)].float().cpu()
     if num_times > len(points):
         raise ValueError(
-            f"num_train_timesteps is {num_times} but the grid has {len(points)} times above 0; lower it, "
-            "raise rollout.num_inference_steps, or use timestep_sampling=stratified"
+            f"num_train_timesteps is {num_times} but the grid has {len(points)} times in [{t_min:g}, {t_max:g}] "
+            "above 0; lower it, raise rollout.num_inference_steps, or use timestep_sampling=stratified"
         )
     return points

@@ -50,13 +50,14 @@ def check_can_learn(
 
 
 def batch_plan(
-    rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
+    time_grid: Tensor, rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
 ) -> str:
     """How many images, network calls and optimiser steps one step takes, as lines to print."""
     share = rollout.num_groups // num_processes
     images = share * rollout.group_size
     height, width = batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale
-    num_times = NFT(train, seed=0).num_times(torch.linspace(1, 0, rollout.num_inference_steps + 1))
+    num_times = NFT(train, seed=0).num_times(time_grid)
+    grid = " ".join(f"{t:.3g}" for t in time_grid.tolist())
     per_step = -(-images // train.gradient_steps_per_epoch)
     micro = -(-per_step // train.per_device_batch_size)
     passes = "current" + (" + reference" if train.kl_beta > 0 else "") + " (+ old, unless it equals current)"
@@ -65,8 +66,9 @@ def batch_plan(
             f"  processes                 {num_processes}",
             f"  LR images per step        {rollout.num_groups} ({share} per process), {height}x{width} px output",
             f"  rollouts per LR image     {rollout.group_size}: {images} per process, {rollout.chunk_size} at a time",
-            f"  solver                    {rollout.solver}, {rollout.num_inference_steps} steps",
-            f"  trained times             {num_times} per rollout ({train.timestep_sampling}); passes: {passes}",
+            f"  solver                    {rollout.solver}, {rollout.num_inference_steps} steps: {grid}",
+            f"  trained times             {num_times} per rollout ({train.timestep_sampling}, "
+            f"{train.t_min:g} to {train.t_max:g}); passes: {passes}",
             f"  backward passes           {micro} of {min(train.per_device_batch_size, per_step)} rollouts "
             f"x {num_times} times, per optimiser step",
             f"  optimiser steps           {train.gradient_steps_per_epoch} per step, {train.max_train_steps} steps",
@@ -122,6 +124,8 @@ def describe_plan(
 ) -> str:
     """Batch plan and memory estimate, for the images of the first step."""
     first = source.batch(0, rollout.num_groups, range(1))
-    plan = batch_plan(rollout, train, first, num_processes=num_processes)
+    sizes = (first.lr.shape[2] * first.upscale, first.lr.shape[3] * first.upscale)
+    time_grid = rollout_time_grid(policy, rollout, *sizes)
+    plan = batch_plan(time_grid, rollout, train, first, num_processes=num_processes)
     memory = format_memory(memory_estimate(policy, rollout, train, first, num_processes=num_processes))
     return f"batch plan:\n{plan}\nmemory:\n{memory}"

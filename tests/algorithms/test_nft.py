@@ -93,6 +93,28 @@ def test_all_but_one_time_by_default(rollout):
     assert set(torch.cat([m.t for m in batches]).tolist()) <= set(rollout.time_grid[:-1].tolist())
 
 
+def test_times_outside_the_bounds_are_not_trained(rollout):
+    bounds = {"t_min": float(rollout.time_grid[2]), "t_max": float(rollout.time_grid[1])}
+    algorithm, batches = minis(rollout, num_train_timesteps=None, timestep_sampling="all", **bounds)
+    assert algorithm.num_times(rollout.time_grid) == 1  # of two
+    assert set(torch.cat([m.t for m in batches]).tolist()) == set(rollout.time_grid[1:3].tolist())
+
+
+def test_asking_for_more_times_than_there_are_is_refused_before_a_draw(rollout):
+    settings = NFTTrainConfig(num_train_timesteps=2, timestep_sampling="grid", t_max=0.05)
+    with pytest.raises(
+        ValueError, match=r"num_train_timesteps is 2 but the grid has \d times in \[0.001, 0.05\]"
+    ):
+        NFT(settings, seed=0).num_times(rollout.time_grid)
+    between = settings.model_copy(update={"timestep_sampling": "uniform"})
+    assert NFT(between, seed=0).num_times(rollout.time_grid) == 2
+
+
+def test_bounds_of_the_trained_times_that_leave_none_are_refused():
+    with pytest.raises(ValueError, match="t_min is 0.8, not below t_max 0.5"):
+        NFTTrainConfig(t_min=0.8, t_max=0.5)
+
+
 def unskipped_loss(policy, mini, settings):
     """The published step: three passes each, whatever the settings."""
     x_t = (1 - mini.t.view(-1, 1, 1, 1)) * mini.x_0 + mini.t.view(-1, 1, 1, 1) * mini.noise

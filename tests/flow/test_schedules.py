@@ -66,6 +66,18 @@ def test_grid_draws_one_time_from_each_span():
     assert bool(((t > 0.55).sum(dim=1) == 1).all())
 
 
+@pytest.mark.parametrize("sampling", ["all", "grid"])
+def test_grid_times_outside_the_bounds_are_not_drawn(sampling):
+    grid = uniform_time_grid(5)
+    bounds = {"t_min": float(grid[3]), "t_max": float(grid[1])}
+    t = sample_times(sampling, 200, 2, generator=generator(), time_grid=grid, **bounds)
+    assert set(t.flatten().tolist()) == set(grid[1:4].tolist())
+    with pytest.raises(
+        ValueError, match=r"num_train_timesteps is 2 but the grid has 1 times in \[0.001, 0.3\]"
+    ):
+        sample_times(sampling, 1, 2, generator=generator(), time_grid=grid, t_max=0.3)
+
+
 def test_stratified_has_one_draw_in_each_span():
     t = sample_times("stratified", 300, 4, generator=generator(), t_min=0.0)
     spans = (t * 4).long().clamp_max(3).sort(dim=1).values
@@ -93,7 +105,10 @@ def test_draws_depend_on_the_generator_alone():
     ("arguments", "words"),
     [
         ({"sampling": "all", "num_times": 2}, "pass time_grid"),
-        ({"sampling": "grid", "num_times": 9, "time_grid": uniform_time_grid(6)}, "has 6 times above 0"),
+        (
+            {"sampling": "grid", "num_times": 9, "time_grid": uniform_time_grid(6)},
+            r"has 6 times in \[0.001, 1\]",
+        ),
         ({"sampling": "normal", "num_times": 1}, "expected all, grid, uniform"),
         ({"sampling": "uniform", "num_times": 1, "t_min": 0.9, "t_max": 0.1}, "t_min"),
     ],
