@@ -65,13 +65,13 @@ def test_two_steps_restore_two_steps_equal_four_bit_for_bit(tmp_path):
     assert without_timings(tmp_path / "whole") == without_timings(tmp_path / "parts")
 
 
-def test_the_loss_falls(tmp_path):
-    run = trainer(tmp_path, max_train_steps=60, learning_rate=2e-2)
+def test_the_loss_falls_on_the_same_images_times_and_noise(tmp_path):
+    run = trainer(tmp_path, max_train_steps=60, learning_rate=1e-2)
     losses = []
-    for step in range(60):
+    for step in [*range(60), *range(15)]:
         run.step = step
         losses.append(run.run_step()["loss/total"])
-    assert sum(losses[-15:]) < 0.7 * sum(losses[:15])
+    assert sum(losses[60:]) < 0.75 * sum(losses[:15])
 
 
 def test_the_shipped_file_holds_the_average_and_loads_as_a_backbone(tmp_path):
