@@ -32,7 +32,7 @@ from lucidnft.records import Condition
 
 LATENT_SCALE = 5.0
 WEIGHTS_FORMAT = "lucidnft.tiny_backbone.1"
-DEFAULT_SHIFT = 0.5
+DEFAULT_SHIFT = 0.3
 
 
 class TinyBackbone:

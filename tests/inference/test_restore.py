@@ -182,6 +182,7 @@ class FreeBackbone:
         self.module, self.latent_spec = backbone.module, backbone.latent_spec
         self.velocity, self.decode = backbone.velocity, backbone.decode
         self.default_time_grid = backbone.default_time_grid
+        self.default_num_steps = backbone.default_num_steps
 
     def encode_condition(self, lr, *, upscale, prompts=None):
         self.asked.append(upscale)
