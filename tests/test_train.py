@@ -31,6 +31,7 @@ NFT = [
     "rollout={num_groups: 2, group_size: 3, num_inference_steps: 2}",
     "rewards={fidelity: {type: lr_fidelity}, sharp: {type: tests.outside_reward:ContrastConfig, weight: 0.5}}",
     "train.learning_rate=1e-2",
+    "train.t_max=1.0",  # both times of so short a grid
     "train.gradient_steps_per_epoch=2",
     "train.use_ema=true",
     "train.per_device_batch_size=2",

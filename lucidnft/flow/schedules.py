@@ -133,6 +133,7 @@ def grid_points(
     if num_times > len(points):
         raise ValueError(
             f"num_train_timesteps is {num_times} but the grid has {len(points)} times in [{t_min:g}, {t_max:g}] "
-            "above 0; lower it, raise rollout.num_inference_steps, or use timestep_sampling=stratified"
+            "above 0; lower it, widen t_min and t_max, raise rollout.num_inference_steps, or use "
+            "timestep_sampling=stratified"
         )
     return points
