@@ -15,8 +15,10 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -88,7 +90,9 @@ class PublishedStep(Step):
     def rollout(self, condition: Any) -> Rollout:
         single = self.config.model_copy(update={"group_size": 1})
         ids = range(self.config.num_groups * self.config.group_size)
-        return generate_rollout(self.policy, condition, ids, single, seed=0, step=0, size=self.size)
+        # the release samples through its adapter: nothing is folded into the weights
+        with patch.object(self.policy, "folded", lambda role: nullcontext()):
+            return generate_rollout(self.policy, condition, ids, single, seed=0, step=0, size=self.size)
 
     def reward(self, images: Tensor) -> Tensor:
         return self.suite.score(images, self.each_rollout()).stacked
