@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
 from lucidnft.backbones.adapters import use_adapter
 from lucidnft.backbones.base import Backbone
-from lucidnft.backbones.tiny import LATENT_SCALE, TinyBackbone, TinyBackboneConfig
+from lucidnft.backbones.tiny import (
+    COARSE_CELL,
+    COARSE_SPREAD,
+    LATENT_SCALE,
+    TinyBackbone,
+    TinyBackboneConfig,
+    coarse_velocity_factor,
+)
 from lucidnft.checkpoint import load_tensors, save_tensors
 from lucidnft.flow.conversions import interpolate
 from lucidnft.flow.solvers import euler
@@ -35,7 +43,7 @@ def test_images_go_to_latents_and_back(backbone):
 def test_a_network_that_predicts_the_residual_exactly_gives_the_true_velocity(backbone, monkeypatch):
     lr = lr_images()
     condition = backbone.encode_condition(lr)
-    residual, noise = draws(2, 3, 32, 32), draws(2, 3, 32, 32, seed=1)
+    residual, noise = (fine(draws(2, 3, 32, 32, seed=seed)) for seed in (0, 1))
     x_0 = residual + LATENT_SCALE * condition["up"]
     t = torch.tensor([0.3, 0.9])
     time = t.view(-1, 1, 1, 1)
@@ -46,6 +54,34 @@ def test_a_network_that_predicts_the_residual_exactly_gives_the_true_velocity(ba
     monkeypatch.setattr(type(backbone.network), "forward", lambda self, y, t, up, features: exact)
     v = backbone.velocity(interpolate(x_0, noise, t), t, condition)
     torch.testing.assert_close(v, noise - x_0, rtol=1e-4, atol=1e-4)
+
+
+def fine(x):
+    """Without its means over cells: nothing coarse is left."""
+    means = functional.avg_pool2d(x, COARSE_CELL)
+    return x - functional.interpolate(means, scale_factor=COARSE_CELL, mode="nearest")
+
+
+@torch.no_grad()
+def test_no_weights_can_shift_brightness_or_colour(backbone):
+    condition = backbone.encode_condition(lr_images())
+    x_t, t = draws(2, 3, 32, 32), torch.tensor([0.3, 0.9])
+    before = backbone.velocity(x_t, t, condition)
+    backbone.network.out.bias += torch.randn(12, generator=torch.Generator().manual_seed(5))
+    change = backbone.velocity(x_t, t, condition) - before
+    assert float(change.abs().max()) > 0.1
+    torch.testing.assert_close(change.mean(dim=(2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
+
+
+def test_the_coarse_velocity_is_the_least_squares_one_of_a_normal_residual():
+    generator = torch.Generator().manual_seed(0)
+    # two orthonormal directions: sample moments are those of the distribution, so the slopes agree exactly
+    pixels = torch.linalg.qr(torch.randn(50, 2, generator=generator, dtype=torch.float64)).Q
+    residual, noise = COARSE_SPREAD * pixels[:, 0], pixels[:, 1]
+    for t in (0.0, 0.02, 0.1, 0.5, 0.95, 1.0):
+        y_t, velocity = (1 - t) * residual + t * noise, noise - residual
+        slope = float((y_t * velocity).sum() / y_t.square().sum())
+        assert float(coarse_velocity_factor(torch.tensor(t))) == pytest.approx(slope, rel=1e-5)
 
 
 def test_velocity_is_finite_at_both_ends(backbone):
