@@ -24,6 +24,18 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return images
 
 
+def without_chequer(images: Tensor) -> Tensor:
+    """Remove what changes sign from pixel to pixel along both axes: (N, C, H, W) -> same.
+
+    The response is 1 - sin^2(u / 2) sin^2(v / 2) at the frequency (u, v): 0 for a chequer of single pixels, 1
+    for stripes and for everything slow.  Images of one pixel a side are returned as they are.
+    """
+    if min(images.shape[2:]) < 2:
+        return images
+    curve = torch.tensor([-0.25, 0.5, -0.25], dtype=images.dtype, device=images.device)
+    return images - _convolve_axis(_convolve_axis(images, curve, 2), curve, 3)
+
+
 def box_blur(images: Tensor, radius: int) -> Tensor:
     """Mean over (2 radius + 1)^2 pixels: (N, C, H, W) -> same shape."""
     for axis in (2, 3):

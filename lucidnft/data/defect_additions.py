@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lucidnft.data.defect_draws import Parameters, choice, normal, seed, unit_std
+from lucidnft.data.periodic_patterns import plane_waves, repeat_tile
 from lucidnft.filters import gaussian_blur
-from lucidnft.rng import generator_for
+from lucidnft.rng import generator_for, numpy_generator_for
 
 
 def local_contrast(image: Tensor) -> Tensor:
@@ -96,6 +97,7 @@ def draw_grid(generator: np.random.Generator) -> Parameters:
     return {
         "seed": seed(generator),
         "period": choice(generator, (2, 2, 4, 8, 16)),
+        "waves": choice(generator, (0, 1, 2)),
         "follow_contrast": float(generator.uniform(0, 1)),
     }
 
@@ -103,12 +105,14 @@ def draw_grid(generator: np.random.Generator) -> Parameters:
 def grid(image: Tensor, parameters: Parameters, severity: float, donor: Tensor) -> Tensor:
     """A repeated tile: the checkerboard of transposed convolutions, or the seams of patches."""
     period = parameters["period"]
-    tile = unit_std(
-        normal(parameters, "tile", 3, period, period) + normal(parameters, "grey", 1, period, period)
-    )
-    tile = tile - tile.mean(dim=(1, 2), keepdim=True)
-    repeats = tuple(math.ceil(side / period) for side in image.shape[1:])
-    pattern = tile.repeat(1, *repeats)[:, : image.shape[1], : image.shape[2]]
+    if parameters["waves"]:
+        source = numpy_generator_for(parameters["seed"], "waves")
+        tile = plane_waves(source, period, count=parameters["waves"])
+    else:
+        tile = normal(parameters, "tile", 3, period, period) + normal(parameters, "grey", 1, period, period)
+        tile = unit_std(tile)
+        tile = tile - tile.mean(dim=(1, 2), keepdim=True)
+    pattern = repeat_tile(tile, image.shape[1], image.shape[2])
     share = parameters["follow_contrast"]
     strength = 1 - share + share * local_contrast(image).clamp(max=3)
     return image + 0.09 * severity**1.2 * pattern * strength

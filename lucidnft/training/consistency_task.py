@@ -25,6 +25,8 @@ from lucidnft.data.defects import (
     visible_severity,
 )
 from lucidnft.data.degradation import Degradation, Preset
+from lucidnft.data.periodic_patterns import add_faint_pattern
+from lucidnft.filters import without_chequer
 from lucidnft.images import resize
 from lucidnft.losses.consistency import consistency_loss
 from lucidnft.rewards.consistency import (
@@ -180,12 +182,14 @@ class ConsistencyTask:
         for severity in sorted(float(v) for v in generator.uniform(0.05, 1, size=2)):
             wrong, mask = apply_recipe(image, recipe, severity, donor=donor)
             versions.append(wrong)
-            maps.append(visible_severity(image, wrong, mask * recipe.total_severity(severity), CELL))
+            maps.append(unfaithfulness(image, wrong, mask * recipe.total_severity(severity)))
         swap = DefectRecipe((draw_defect(generator, "foreign_content"),), draw_region(generator))
         swapped, mask = apply_recipe(image, swap, 1.0, donor=donor)
         versions.append(self._degrade(swapped, generator))
-        maps.append(visible_severity(image, swapped, mask, CELL))
-        return image, degraded, torch.stack(versions), torch.stack(maps).flatten(1)
+        maps.append(unfaithfulness(image, swapped, mask))
+        # The LR side carries none: it comes from a file.
+        original, *versions = (add_faint_pattern(version, generator) for version in (image, *versions))
+        return original, degraded, torch.stack(versions), torch.stack(maps).flatten(1)
 
     def _degrade(self, image: Tensor, generator: np.random.Generator, preset: int | None = None) -> Tensor:
         """An LR version of a (3, H, W) image, enlarged back to its size as the reward does."""
@@ -216,3 +220,12 @@ class ConsistencyTask:
                     ]
                 images[f"{where}/{kind}"] = torch.stack(versions)
         return images
+
+
+def unfaithfulness(image: Tensor, wrong: Tensor, severity: Tensor) -> Tensor:
+    """(s / 16, s / 16) severity of each place as far as the embedder, which sees no chequers, can know it.
+
+    image, wrong: (3, s, s) in [0, 1]; severity: (1, s, s).
+    """
+    image, wrong = without_chequer(torch.stack((image, wrong)))
+    return visible_severity(image, wrong, severity, CELL)

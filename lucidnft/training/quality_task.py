@@ -18,6 +18,7 @@ from lucidnft.data.defects import (
     draw_recipe,
     visible_severity,
 )
+from lucidnft.data.periodic_patterns import add_faint_pattern
 from lucidnft.losses.quality import quality_loss
 from lucidnft.rewards.quality import CELL, QualityNet, QualityNetwork, save_quality_network
 from lucidnft.rng import numpy_generator_for
@@ -25,19 +26,20 @@ from lucidnft.training.photographs import Photographs, PhotographSettings
 
 RANKABLE = 0.0015
 """Mean absolute difference of two versions below which their order is not asked for."""
-# What resembles a photograph most is shown most often; noise and grids are learnt at once.
+# What resembles a photograph most is shown most often; noise is learnt at once; a grid has many faces.
 FREQUENCIES = {
     "painting": 3.0,
     "wrong_texture": 3.0,
     "blocking": 2.5,
     "blur": 2.5,
     "melting": 2.0,
-    "ringing": 3.5,
+    "ringing": 7.0,
+    "grid": 6.0,
     "speckle": 1.5,
 }
 SOFT_SHARE = 0.3
 """Share of the rows whose damaged versions are of a softened photograph, the second being only that."""
-RESTORED_SHARE = 0.35
+RESTORED_SHARE = 0.2
 """Share of the rows that start from a restoration of the photograph, where there are some."""
 RESTORED_SEVERITY = 0.3
 """Severity of a restoration as it is: its photograph is better, and more damage is worse."""
@@ -108,6 +110,10 @@ class QualityTask:
         samples = [self._versions(step, row) for row in rows]
         images = torch.stack([versions for versions, _ in samples])
         differences = (images[:, :, None] - images[:, None]).abs().mean(dim=(3, 4, 5))
+        for row, versions in zip(rows, images, strict=True):
+            generator = numpy_generator_for(self.seed, "quality/faint", step, row)
+            for version in versions:
+                version.copy_(add_faint_pattern(version, generator))
         return QualitySamples(images, torch.stack([maps for _, maps in samples]), differences > RANKABLE)
 
     def loss(self, samples: QualitySamples) -> tuple[Tensor, dict[str, Tensor]]:

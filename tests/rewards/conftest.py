@@ -25,3 +25,16 @@ def photographs() -> Tensor:
             photograph("rocket.jpg", 60, 220),
         ]
     )
+
+
+@pytest.fixture(scope="session")
+def invisible_patterns() -> dict[str, Tensor]:
+    """{name: (192, 192)} of -1 and 1, repeating every 2 or 4 pixels: what a pixel shuffle may leave."""
+    rows, columns = torch.meshgrid(torch.arange(192), torch.arange(192), indexing="ij")
+    fields = {
+        "rows": rows,
+        "columns": columns,
+        "chequer": rows + columns,
+        "chequer of 2 x 2": rows // 2 + columns // 2,
+    }
+    return {name: 1.0 - 2.0 * (field % 2) for name, field in fields.items()}

