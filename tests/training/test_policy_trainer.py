@@ -29,6 +29,15 @@ class Brightness(Reward):
         return sr.mean(dim=(1, 2, 3))
 
 
+class Stripes(Reward):
+    """How much brighter even columns are than odd ones: what the tiny backbone can move, unlike brightness."""
+
+    card = RewardCard(name="stripes")
+
+    def score(self, sr, reference):
+        return (sr[..., ::2] - sr[..., 1::2]).mean(dim=(1, 2, 3))
+
+
 class Evenness(Reward):
     card = RewardCard(name="evenness")
 
@@ -128,14 +137,14 @@ def test_weights_move_and_the_reference_does_not(tmp_path):
 
 
 def test_a_simple_reward_rises_on_images_not_trained_on(tmp_path):
-    suite = RewardSuite({"brightness": Brightness()})
+    suite = RewardSuite({"stripes": Stripes()})
     run = trainer(
-        tmp_path, suite=suite, weights=(1.0,), max_train_steps=12, learning_rate=5e-2, kl_beta=0.0,
+        tmp_path, suite=suite, weights=(1.0,), max_train_steps=12, learning_rate=1e-2, kl_beta=0.0,
         old_policy={"schedule": "copy"}, ema_decay=0.0, gradient_steps_per_epoch=1, per_device_batch_size=6,
     )  # fmt: skip
     run.fit()
     rows = read_metrics(tmp_path)
-    first, last = rows[0]["eval/brightness/mean"], rows[-1]["eval/brightness/mean"]
+    first, last = rows[0]["eval/stripes/mean"], rows[-1]["eval/stripes/mean"]
     assert last > first + 0.004  # an untrained policy moves little, but the right way
 
 
