@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 DEFINITION := pyproject.toml constraints.txt
 RUN := runs/nft
+SHAPED := lucidnft.flow,lucidnft.losses,lucidnft.advantages,lucidnft.records
 RESTORED := restored
 SAMPLE_PATH := from lucidnft.data.bundled import photograph_paths; print(*photograph_paths(["chelsea.png"]))
 
@@ -19,8 +20,9 @@ quickstart: $(VENV)/.installed
 	@echo "Report with curves, table and pictures:  $(CURDIR)/$(RUN)/report.html"
 	@echo "Restored image:                          $(CURDIR)/$(RESTORED)/chelsea.png"
 
+# Shape annotations are checked at every call here, and only here.
 test: $(VENV)/.installed_dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --jaxtyping-packages=$(SHAPED),beartype.beartype
 
 check: $(VENV)/.installed_dev
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -30,11 +31,11 @@ def split_groups(x: Tensor, group_size: int) -> Tensor:
 class ImageBatch:
     """G low-resolution images of one size, as the data package hands them out."""
 
-    lr: Tensor  # (G, 3, H/r, W/r) float32 RGB in [0, 1]
+    lr: Float[Tensor, "G 3 lr_h lr_w"]  # RGB in [0, 1]; lr_h = H / r
     keys: tuple[str, ...]  # G names, for messages and logs
     group_ids: tuple[int, ...]  # G global group numbers of this step; rollout noise is keyed by them
     upscale: int = 4  # r
-    hr: Tensor | None = None  # (G, 3, H, W) float32 RGB in [0, 1], when the reference is known
+    hr: Float[Tensor, "G 3 H W"] | None = None  # RGB in [0, 1], when the reference is known
     prompts: tuple[str, ...] | None = None  # G texts
     metadata: tuple[dict[str, Any], ...] = field(default=())  # G records of drawn degradations
 
@@ -105,11 +106,11 @@ class Condition:
 class Rollout:
     """K restorations of each LR image, before scoring."""
 
-    x_0: Tensor  # (G, K, C, h, w) float32 clean latents
+    x_0: Float[Tensor, "G K C h w"]  # clean latents
     condition: Condition  # leading axis G
-    time_grid: Tensor  # (S + 1,) decreasing from 1 to 0, the grid that made x_0
-    trajectory: Tensor | None = None  # (G, K, S + 1, C, h, w), kept only when an algorithm asks
-    log_probs: Tensor | None = None  # (G, K, S), for stochastic solvers
+    time_grid: Float[Tensor, " grid"]  # S + 1 times, decreasing from 1 to 0, the grid that made x_0
+    trajectory: Float[Tensor, "G K grid C h w"] | None = None  # kept only when an algorithm asks
+    log_probs: Float[Tensor, "G K S"] | None = None  # for stochastic solvers
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ class RewardOutput:
     """Scores of all rollouts under all rewards, unweighted and unnormalised."""
 
     names: tuple[str, ...]  # M reward names, in the order of the last axis
-    stacked: Tensor  # (G, K, M) float32, higher is better
-    degradation_maps: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (G, K, 1, H', W')
+    stacked: Float[Tensor, "G K M"]  # higher is better
+    degradation_maps: Mapping[str, Float[Tensor, "G K 1 H_map W_map"]] = field(
+        default_factory=dict
+    )  # by reward
 
     def by_name(self) -> dict[str, Tensor]:
         """{reward name: (G, K)}."""

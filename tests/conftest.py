@@ -13,7 +13,8 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
-import numpy as np  # noqa: E402  the environment comes before the libraries that read it
+import jaxtyping  # noqa: E402  the environment comes before the libraries that read it
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -80,6 +81,14 @@ def _repeatable() -> Iterator[None]:
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(True)
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Shape annotations are not checked: for tests of the messages that users, who do not check them, get."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

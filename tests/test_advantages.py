@@ -127,6 +127,7 @@ def test_optimality_by_hand():
     torch.testing.assert_close(optimality(advantages, 1.0), torch.tensor([0.0, 0, 0, 0.5, 1, 1, 1]))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_modes():
     advantages = torch.tensor([[-2.0, 0.0, 3.0]])
     expected = {
@@ -154,6 +155,7 @@ def test_health_by_hand():
     assert health.scalars(("a", "b"))["advantage/zero_spread_groups/b"] == 1.0
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("scores", "weights", "words"),
     [

@@ -7,9 +7,12 @@ import socket
 import urllib.request
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from PIL import Image
+
+from lucidnft.flow.conversions import interpolate
 
 
 @pytest.mark.parametrize("address", [("93.184.215.14", 80), ("pypi.org", 443)])
@@ -45,6 +48,18 @@ def test_the_hub_libraries_are_told_to_stay_offline():
 def test_torch_is_deterministic_with_two_threads():
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 2
+
+
+def test_shape_annotations_are_checked_at_every_call(pytestconfig):
+    if not pytestconfig.getoption("--jaxtyping-packages"):
+        pytest.skip("shapes are checked in `make test`, which passes --jaxtyping-packages")
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'noise'"):
+        interpolate(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(2))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_checks_of_shapes_can_be_switched_off_for_one_test():
+    assert interpolate(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(2)).shape == (2, 3, 4, 4)
 
 
 def test_tiny_images_are_six_different_readable_pictures(tiny_images: Path):

@@ -55,6 +55,7 @@ def test_each_sample_has_its_own_time_even_when_batch_equals_width():
         assert bool((x_t[sample] == time).all())
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("t", "words"),
     [

@@ -101,6 +101,7 @@ def test_draws_depend_on_the_generator_alone():
         assert torch.equal(first, sample_times(sampling, 3, 2, generator=generator(5)))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -119,7 +120,7 @@ def test_impossible_draws_say_what_to_do(arguments, words):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda: uniform_time_grid(0), lambda: shifted_time_grid(4, 0), lambda: resolution_shift(0)]
+    "call", [lambda: uniform_time_grid(0), lambda: shifted_time_grid(4, 0.0), lambda: resolution_shift(0)]
 )
 def test_meaningless_sizes_are_refused(call):
     with pytest.raises(ValueError, match="expected"):

@@ -44,7 +44,9 @@ def test_a_weight_from_the_condition_does_not_move_the_minimum():
     x_0, noise = (torch.randn((500, 1, 2, 2), generator=generator) for _ in range(2))
     weight = torch.tensor([[[[3.0, 0.5], [0.25, 0.25]]]])
     v = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    loss, _ = flow_matching_loss(v.expand(500, -1, -1, -1), x_0=x_0, noise=noise, weight=weight)
+    loss, _ = flow_matching_loss(
+        v.expand(500, -1, -1, -1), x_0=x_0, noise=noise, weight=weight.expand(500, -1, -1, -1)
+    )
     (gradient,) = torch.autograd.grad(loss.mean(), v)
     expected = -2 * (noise - x_0).mean(dim=0, keepdim=True) * weight / 4
     torch.testing.assert_close(gradient, expected)
