@@ -1,11 +1,12 @@
 """Decoding image files into integers, faithfully; `lucidnft.images` is the door to it.
 
 Departures from what Pillow does by itself: 16-bit colour is not reduced to 8 bits, 16-bit grey does not
-turn white, the EXIF orientation is applied, and animated or floating-point files are refused.
+turn white, the EXIF orientation is applied, and animated files or pixels of other types are refused.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 import zlib
@@ -22,6 +23,10 @@ _DECODER_ERRORS = (
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _ORIENTATION_TAG = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags
+# How Pillow names what a file stores.  Others with more than 8 bits (12-bit, signed, premultiplied) it reads wrongly.
+_GREY_16 = re.compile(r"I;16[LBN]?|LA;16B")
+_COLOUR_16 = re.compile(r"RGB[AX]?;16[LBN]")
 
 
 class UnreadableImageError(ValueError):
@@ -59,10 +64,13 @@ def decode_pixels(path: str | Path) -> DecodedPixels:
             do not fit 8 or 16 bits.
     """
     try:
-        with _open(path) as image:
+        # From memory: Pillow maps uncompressed TIFFs with their upright size onto pixels stored on their side.
+        content = Path(path).read_bytes()
+        with _open(BytesIO(content)) as image:
             _refuse_unsupported(image, path)
-            array, has_alpha, was_grey = _to_array(image, path)
-            array = _upright(array, image.getexif().get(_ORIENTATION_TAG, 1))
+            array, has_alpha, was_grey = _to_array(image, content)
+            if image.format != "TIFF":  # which Pillow turns upright itself
+                array = _upright(array, image.getexif().get(_ORIENTATION_TAG, 1))
             icc_profile = image.info.get("icc_profile")
     except UnreadableImageError:
         raise
@@ -110,11 +118,17 @@ def _refuse_unsupported(image: ImageFile.ImageFile, path: str | Path) -> None:
         raise UnreadableImageError(
             path, f"it holds {frames} frames or pages; save the one you want as a single image"
         )
-    depth = _raw_mode(image)
-    if image.mode == "F" or (image.mode == "I" and ";16" not in depth) or depth.startswith("CMYK;16"):
+    raw, tags = _raw_mode(image), getattr(image, "tag_v2", {})
+    deep = bool(_GREY_16.fullmatch(raw) or _COLOUR_16.fullmatch(raw))
+    if image.format == "TIFF" and max(tags.get(_TIFF_BITS, (1,))) > 8:
+        odd = not deep or tags.get(_TIFF_PLANES, 1) == 2
+    else:
+        odd = image.mode in ("I", "F") and not deep
+    if odd:
         raise UnreadableImageError(
             path,
-            f"its pixel type ({image.mode}, stored as {depth}) is not 8 or 16-bit grey or RGB; convert it",
+            f"its pixel type ({image.mode}, stored as {raw or 'unknown'}) is not 8 or 16-bit grey or interleaved "
+            "RGB; convert it",
         )
 
 
@@ -127,21 +141,23 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _to_array(image: ImageFile.ImageFile, path: str | Path) -> tuple[np.ndarray, bool, bool]:
+def _to_array(image: ImageFile.ImageFile, content: bytes) -> tuple[np.ndarray, bool, bool]:
     """(H, W, channels) integers, whether the last channel is alpha, whether the colour is grey."""
     raw, mode = _raw_mode(image), image.mode
     was_grey = mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or raw.startswith("LA;")
-    if ";16" not in raw or mode == "P":
+    if raw.startswith("LA;16"):
+        array = _grey_alpha_16(content)
+    elif _COLOUR_16.fullmatch(raw):
+        array = _colour_16(content)
+    elif _GREY_16.fullmatch(raw):
+        array = np.atleast_3d(np.asarray(image).astype(np.uint16))
+        if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:  # white is zero
+            array = np.uint16(65535) - array
+    else:
         if image.has_transparency_data:
             rgba = np.asarray(image.convert("RGBA"))
             return (rgba[..., [0, 3]] if was_grey else rgba), True, was_grey
         return np.atleast_3d(np.asarray(image.convert("L" if was_grey else "RGB"))), False, was_grey
-    if raw.startswith("LA;"):
-        array = _grey_alpha_16(path)
-    elif mode in ("RGB", "RGBA"):
-        array = _colour_16(path)
-    else:
-        array = np.atleast_3d(np.asarray(image).astype(np.uint16))
     key = image.info.get("transparency")
     if mode not in ("LA", "RGBA") and key is not None:
         opaque = (array != np.asarray(key, dtype=np.uint16)).any(axis=2, keepdims=True)
@@ -149,7 +165,7 @@ def _to_array(image: ImageFile.ImageFile, path: str | Path) -> tuple[np.ndarray,
     return array, mode in ("LA", "RGBA"), was_grey
 
 
-def _colour_16(path: str | Path) -> np.ndarray:
+def _colour_16(content: bytes) -> np.ndarray:
     """A 16-bit RGB or RGBA file, every bit of it.
 
     Pillow keeps one byte of each two; decoding twice, once with the byte order reversed, gets both.
@@ -157,7 +173,7 @@ def _colour_16(path: str | Path) -> np.ndarray:
     native = "L" if sys.byteorder == "little" else "B"
     halves = []
     for reverse in (False, True):
-        with _open(path) as image:
+        with _open(BytesIO(content)) as image:
             tiles = []
             for tile in image.tile:
                 raw, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
@@ -169,12 +185,12 @@ def _colour_16(path: str | Path) -> np.ndarray:
     return halves[0] << 8 | halves[1]
 
 
-def _grey_alpha_16(path: str | Path) -> np.ndarray:
+def _grey_alpha_16(content: bytes) -> np.ndarray:
     """A 16-bit grey PNG with alpha: four bytes a pixel, so it is decoded as if it were 8-bit RGBA."""
-    content = bytearray(Path(path).read_bytes())
-    content[24:26] = bytes([8, 6])
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    with _open(BytesIO(content)) as image:
+    patched = bytearray(content)
+    patched[24:26] = bytes([8, 6])
+    patched[29:33] = zlib.crc32(patched[12:29]).to_bytes(4, "big")
+    with _open(BytesIO(patched)) as image:
         parts = np.asarray(image).astype(np.uint16)
     return parts[..., 0::2] << 8 | parts[..., 1::2]
 

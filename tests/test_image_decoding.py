@@ -160,6 +160,97 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     assert sorted(read_size(path)) == [32, 48]
 
 
+def _turned(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """The stored pixels that an EXIF orientation makes `upright` of."""
+    turned = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright, 2).swapaxes(0, 1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    return np.ascontiguousarray(turned)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_tiff_is_turned_once_whatever_its_pixels(tmp_path, orientation, compression, depth, channels):
+    upright = RNG.integers(0, 2**depth, (6, 8, channels)).astype(f"uint{depth}")
+    stored = _turned(upright[..., 0] if channels == 1 else upright, orientation)
+    path = tmp_path / "o.tif"
+    tifffile.imwrite(
+        path, stored, compression=compression, metadata=None,
+        photometric="minisblack" if channels == 1 else "rgb",
+        extrasamples=["unassalpha"] if channels == 4 else None,
+        extratags=[(0x0112, "H", 1, orientation, True)],
+    )  # fmt: skip
+    loaded = read_image(path)
+    assert loaded.bit_depth == depth
+    parts = [loaded.rgb[:channels]] if loaded.alpha is None else [loaded.rgb, loaded.alpha]
+    assert np.array_equal(integers(torch.cat(parts), depth), upright)
+
+
+def test_16_bit_grey_where_white_is_zero_is_inverted(tmp_path):
+    ramp = np.linspace(0, 65535, 12).round().astype(np.uint16).reshape(3, 4)
+    tifffile.imwrite(tmp_path / "w.tif", ramp, photometric="miniswhite", metadata=None)
+    assert np.array_equal(integers(read_image(tmp_path / "w.tif").rgb, 16)[..., 0], 65535 - ramp.astype(int))
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pixels_that_would_be_misread_are_refused(tmp_path, compression):
+    planes = RNG.integers(0, 65536, (3, 6, 8), dtype=np.uint16)
+    tifffile.imwrite(
+        tmp_path / "planar.tif", planes, photometric="rgb", planarconfig="separate", compression=compression
+    )
+    tifffile.imwrite(
+        tmp_path / "signed.tif", np.array([[-1, 0], [100, 32767]], np.int16), compression=compression
+    )
+    tifffile.imwrite(tmp_path / "float.tif", np.ones((4, 4), np.float32), compression=compression)
+    tifffile.imwrite(tmp_path / "wide.tif", np.ones((4, 4), np.uint32), compression=compression)
+    for name in ("planar", "signed", "float", "wide"):
+        for read in (read_image, read_size):
+            with pytest.raises(UnreadableImageError, match=rf"{name}\.tif.*pixel type.*convert it"):
+                read(tmp_path / f"{name}.tif")
+
+
+def test_12_bit_grey_is_refused(tmp_path):
+    # two pixels of 12 bits in three bytes: Pillow reads each of them as its lower byte, twice
+    header = b"II*\0" + struct.pack("<I", 8)
+    tags = [
+        (256, 4, 2),
+        (257, 4, 1),
+        (258, 3, 12),
+        (259, 3, 1),
+        (262, 3, 1),
+        (273, 4, 110),
+        (277, 3, 1),
+        (279, 4, 3),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    (tmp_path / "t.tif").write_bytes((header + directory).ljust(110, b"\0") + b"\x40\x08\x00")
+    with pytest.raises(UnreadableImageError, match="pixel type"):
+        read_image(tmp_path / "t.tif")
+
+
+def test_a_5_6_5_bit_bmp_is_read_as_8_bit(tmp_path):
+    # one white and one red pixel, bottom-up, rows padded to four bytes, masks of 5, 6 and 5 bits
+    info = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack(
+        "<III", 0xF800, 0x07E0, 0x001F
+    )
+    start = 14 + len(info)
+    pixels = struct.pack("<HH", 0xFFFF, 0xF800)
+    (tmp_path / "a.bmp").write_bytes(struct.pack("<2sIHHI", b"BM", start + 4, 0, 0, start) + info + pixels)
+    loaded = read_image(tmp_path / "a.bmp")
+    assert loaded.bit_depth == 8
+    assert integers(loaded.rgb, 8).tolist() == [[[255, 255, 255], [255, 0, 0]]]
+
+
 def test_first_picture_of_a_phone_mpo_is_read(tmp_path):
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
