@@ -1,19 +1,24 @@
-"""Finding out what a folder of images holds, before anything is decoded."""
+"""Finding out what a folder of images holds, before anything is trained on it."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from lucidnft.data.batches import SMALLEST_CROP, crop_side
-from lucidnft.images import UnreadableImageError, list_images, read_size
+from lucidnft.images import UnreadableImageError, decode_pixels, list_images
 
 OnUnreadable = Literal["error", "skip"]
 
 _SHOWN = 10
+_WORTH_A_BAR = 500  # images: decoding fewer takes seconds
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class FolderScan:
 
     folder: Path
     paths: tuple[Path, ...]
-    sizes: tuple[tuple[int, int], ...]  # (height, width) as stored, before EXIF rotation
+    sizes: tuple[tuple[int, int], ...]  # (height, width), upright
     notes: tuple[str, ...]  # files left out, and why
 
     @property
@@ -34,7 +39,9 @@ class FolderScan:
 def scan_folder(
     folder: str | Path, *, setting: str, recursive: bool = False, on_unreadable: OnUnreadable = "error"
 ) -> FolderScan:
-    """Read the header of every image in a folder.  `setting` is the config key to name in messages.
+    """Decode every image in a folder once.  `setting` is the config key to name in messages.
+
+    Headers alone would let a file cut off behind its header end the run at the step that draws it.
 
     Raises:
         ValueError: the folder is missing or has no images, or some are unreadable and on_unreadable is
@@ -46,14 +53,17 @@ def scan_folder(
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
     paths, sizes, failures = [], [], []
-    for path in listed:
-        try:
-            size = read_size(path)
-        except UnreadableImageError as error:
-            failures.append(str(error))
-        else:
-            paths.append(path)
-            sizes.append(size)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = tqdm(
+            pool.map(_size_or_error, listed), total=len(listed), desc=f"checking {folder}",
+            unit="image", disable=None if len(listed) > _WORTH_A_BAR else True,
+        )  # fmt: skip
+        for path, size in zip(listed, checked, strict=True):
+            if isinstance(size, UnreadableImageError):
+                failures.append(str(size))
+            else:
+                paths.append(path)
+                sizes.append(size)
     if failures and on_unreadable == "error":
         more = f"\n  and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
         raise ValueError(
@@ -66,6 +76,14 @@ def scan_folder(
             f"{setting}: none of the {len(listed)} images in '{folder}' can be read; {failures[0]}"
         )
     return FolderScan(folder, tuple(paths), tuple(sizes), tuple(f"skipped: {text}" for text in failures))
+
+
+def _size_or_error(path: Path) -> tuple[int, int] | UnreadableImageError:
+    try:
+        height, width = decode_pixels(path).rgb.shape[:2]
+    except UnreadableImageError as error:
+        return error
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ def sort_into_buckets(
     pixels_per_lr_pixel: int,
     where: str,
 ) -> Buckets:
-    """Group images by the largest crop they allow; `sizes` are in stored pixels.
+    """Group images by the largest crop they allow; `sizes` are in the pixels of the files.
 
     Raises:
         ValueError: every image is too small.
@@ -160,8 +178,7 @@ def match_pairs(lr: FolderScan, hr: FolderScan, upscale: int, *, where: str) -> 
     pairs = [(index, hr_stems[stem]) for stem, index in lr_stems.items()]
     wrong = []
     for i, j in pairs:
-        # Stored sizes may differ from upright ones by a rotation, so orders are compared when decoding.
-        if sorted(hr.sizes[j]) != [side * upscale for side in sorted(lr.sizes[i])]:
+        if hr.sizes[j] != (lr.sizes[i][0] * upscale, lr.sizes[i][1] * upscale):
             wrong.append(f"'{lr.names[i]}' {_size(lr.sizes[i])} with '{hr.names[j]}' {_size(hr.sizes[j])}")
     if wrong:
         raise ValueError(

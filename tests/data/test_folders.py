@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from lucidnft.data.folders import split_held_out
 from lucidnft.data.sources import HrFolderConfig, LrFolderConfig, PairedFolderConfig
-from lucidnft.images import UnreadableImageError
 
 PairedFolders = Callable[[list[tuple[int, int]]], dict[str, str]]
 
@@ -61,13 +60,31 @@ def test_pairs_that_do_not_fit_are_named(tmp_path, write_images, paired_folders)
         PairedFolderConfig(lr_folder="x")
 
 
-def test_a_turned_hr_image_is_caught_when_it_is_decoded(tmp_path, paired_folders):
+def test_a_turned_hr_image_is_caught(tmp_path, paired_folders):
     folders = paired_folders([(30, 40), (30, 40)])
     for path in (tmp_path / "hr").iterdir():
         Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    with pytest.raises(ValueError, match=r"2 pairs.*'image_00\.png' 30x40 with 'image_00\.tif' 160x120"):
+        PairedFolderConfig(**folders, crop_size=16).build(0, 4)
+
+
+def test_an_hr_image_that_changes_while_the_run_goes_on_is_caught(tmp_path, paired_folders):
+    folders = paired_folders([(30, 40), (30, 40)])
     data = PairedFolderConfig(**folders, crop_size=16).build(0, 4)
+    for path in (tmp_path / "hr").iterdir():
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
     with pytest.raises(ValueError, match=r"image_0\d\.tif' is 160x120.*should be 120x160"):
         data.train.batch(0, 1, range(1))
+
+
+def test_pairs_turned_by_their_exif_orientation_fit(tmp_path, paired_folders):
+    folders = paired_folders([(30, 40), (30, 40)])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for path in (tmp_path / "lr").iterdir():
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=turned)
+    batch = PairedFolderConfig(**folders, crop_size=24).build(0, 4).train.batch(0, 1, range(1))
+    assert torch.equal(batch.hr[..., ::4, ::4], batch.lr)
 
 
 @pytest.mark.parametrize("config_class", [LrFolderConfig, HrFolderConfig])
@@ -141,15 +158,15 @@ def test_unreadable_files_stop_the_run_or_are_listed(photos):
         LrFolderConfig(folder=str(photos), on_unreadable="skip").build(0, 4)
 
 
-def test_a_file_cut_off_behind_its_header_is_named_when_it_is_decoded(photos):
+def test_a_file_cut_off_behind_its_header_is_named_or_skipped_before_the_run(photos):
     path = photos / "image_00.png"
     path.write_bytes(path.read_bytes()[:2000])
-    source = LrFolderConfig(folder=str(photos), val_folder=str(photos), num_val_images=1, crop_size=24).build(
-        0, 4
-    )
-    with pytest.raises(UnreadableImageError, match=r"image_00\.png"):
-        for step in range(3):
-            source.train.batch(step, 3, range(3))
+    with pytest.raises(ValueError, match=r"1 of \d+ images.*(?s:.*)image_00\.png.*truncated"):
+        LrFolderConfig(folder=str(photos)).build(0, 4)
+    data = LrFolderConfig(folder=str(photos), on_unreadable="skip", crop_size=24).build(0, 4)
+    assert "skipped: cannot read image" in data.train.describe()
+    drawn = {key for step in range(9) for key in data.train.batch(step, 3, range(3)).keys}
+    assert not any("image_00.png" in key for key in drawn)
 
 
 def test_settings_are_checked():
