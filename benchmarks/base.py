@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lucidnft.images import list_images, read_image, resize, save_image
+from lucidnft.images import list_images, read_image, resize, save_image, tensor_to_uint8
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
 from lucidnft.training.guards import Guards, luminance
@@ -66,6 +66,8 @@ def main() -> None:
             "bicubic": resize(lr, (hr.shape[2], hr.shape[3])),
             "hr": hr,
         }  # fmt: skip
+        # as saved files hold them: bicubic in floats has next to no high frequencies, rounded it has some
+        images = {name: tensor_to_uint8(image).float() / 255 for name, image in images.items()}
         for name, image in images.items():
             measured = {} if name == "hr" else guards.of_batch(image, hr)
             for metric, values in {**measured, "flat_spread": flat_spread(image, hr)}.items():

@@ -8,6 +8,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from lucidnft.images import tensor_to_uint8
 from lucidnft.rewards.base import Reward
 from lucidnft.rewards.iqa import IQAReward
 from lucidnft.training.held_out import RestoredBatch
@@ -25,6 +26,19 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """PSNR in dB on Y, no border crop: (N, 3, H, W) twice -> (N,)."""
     error = (luminance(sr) - luminance(hr)).square().flatten(1).mean(dim=1)
     return -10 * torch.log10(error.clamp_min(1e-10))
+
+
+def ssim_y(sr: Tensor, hr: Tensor) -> list[float]:
+    """SSIM on Y as the field computes it: Y in whole levels, Gaussian window of 11 pixels, sigma 1.5.
+
+    (N, 3, H, W) twice -> N numbers.  An image has to be at least 11 pixels wide and high.
+    """
+    y_sr, y_hr = ((luminance(images).double() * 255).round().numpy() for images in (sr, hr))
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return [
+        float(structural_similarity(a, b, data_range=255.0, **window))
+        for a, b in zip(y_sr, y_hr, strict=True)
+    ]
 
 
 def radial_log_spectrum(images: Tensor, num_bands: int = NUM_BANDS) -> Tensor:
@@ -72,13 +86,11 @@ class Guards:
         return scores
 
     def of_batch(self, sr: Tensor, hr: Tensor) -> dict[str, list[float]]:
-        """The guards of (N, 3, H, W) images against their references."""
-        y_sr, y_hr = luminance(sr).numpy(), luminance(hr).numpy()
+        """The guards of (N, 3, H, W) images against their references, both in the 8-bit steps of saved files."""
+        sr, hr = (tensor_to_uint8(images).float() / 255 for images in (sr, hr))
         scores = {
             "psnr_y": psnr_y(sr, hr).tolist(),
-            "ssim": [
-                float(structural_similarity(a, b, data_range=1.0)) for a, b in zip(y_sr, y_hr, strict=True)
-            ],
+            "ssim": ssim_y(sr, hr),
             "spectral_distance": spectral_distance(sr, hr).tolist(),
         }
         if self.fsim is not None:
