@@ -152,6 +152,9 @@ def euler_maruyama(
     Args:
         eta: strength of the noise, 0 to about 1.
         noise: draws the standard normal of each step.
+
+    Raises:
+        ValueError: eta is negative, or is above 0 on a grid of the one step from t = 1 to t = 0.
     """
     check_time_grid(time_grid)
     if eta < 0:
@@ -159,6 +162,12 @@ def euler_maruyama(
     if eta == 0:
         return euler(velocity, x, time_grid, keep_trajectory=keep_trajectory)
     times = time_grid.tolist()
+    if times[0] >= 1 and times[1] <= 0:
+        # g is infinite at t = 1 and 0 at t = 0: no finite spread is left for the step, nor a density
+        raise ValueError(
+            f"time_grid {times} goes from noise to image in one step, which has no log-probability with "
+            f"eta {eta}: euler_maruyama needs at least 2 steps; raise num_inference_steps or set eta to 0"
+        )
     states, log_probs = [x], []
     for index, (t, t_next) in enumerate(pairwise(times)):
         now, after = times_like(t, x), times_like(t_next, x)

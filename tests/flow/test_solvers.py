@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lucidnft.flow.guidance import classifier_free_guidance
-from lucidnft.flow.schedules import uniform_time_grid
+from lucidnft.flow.schedules import shifted_time_grid, uniform_time_grid
 from lucidnft.flow.solvers import dpm2, euler, euler_maruyama, euler_maruyama_step, heun
 
 MEAN, STD = 1.5, 0.4
@@ -111,6 +111,35 @@ def test_trajectory_and_log_probs_have_one_entry_per_time_and_step():
     assert torch.equal(kept.trajectory[:, -1], kept.x_0)
     assert torch.equal(kept.trajectory[:, 0], starts())
     assert bool(torch.isfinite(kept.log_probs).all())
+
+
+def noise_of_step(step, like):
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(step), dtype=like.dtype)
+
+
+def test_one_stochastic_step_from_noise_to_image_is_refused():
+    with pytest.raises(ValueError, match=r"\[1\.0, 0\.0\].*eta 0\.7.*needs at least 2 steps"):
+        euler_maruyama(gaussian_velocity, starts(), uniform_time_grid(1), eta=0.7, noise=noise_of_step)
+    still = euler_maruyama(gaussian_velocity, starts(), uniform_time_grid(1), eta=0.0, noise=noise_of_step)
+    assert bool(still.x_0.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        *(uniform_time_grid(n) for n in (2, 3, 10, 50)),
+        *(shifted_time_grid(n, shift) for n in (2, 10) for shift in (0.3, 3.0)),
+        torch.tensor([0.9, 0.0]),
+        torch.tensor([1.0, 0.2]),
+    ],
+)
+def test_log_probs_are_finite_on_every_other_grid(grid):
+    x = starts().float()
+    solved = euler_maruyama(
+        lambda x, t: gaussian_velocity(x, t).float(), x, grid, eta=0.7, noise=noise_of_step
+    )
+    assert solved.log_probs.shape == (9, len(grid) - 1)
+    assert solved.log_probs.isfinite().all()
 
 
 @pytest.mark.parametrize("solver", [euler, heun, dpm2])
