@@ -133,6 +133,12 @@ class ConsistencyConfig(RunConfig):
 TASKS: tuple[type[RunConfig], ...] = (NFTConfig, FlowMatchingConfig, QualityConfig, ConsistencyConfig)
 
 
+_OTHER_NAMES = {  # settings with two names, so that an override by one replaces the file's value under the other
+    "rollout.group_size": "rollout.num_generations",
+    "rollout.num_generations": "rollout.group_size",
+}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run file, apply `key.path=value` overrides in order, resolve interpolations, check everything.
 
@@ -176,24 +182,37 @@ def _read_values(path: Path, overrides: Sequence[str]) -> Any:
         raise ConfigError(f"{path} is not valid YAML: {_one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ConfigError(f"{path} holds a list or a single value, expected key: value lines")
+    _apply_overrides(tree, overrides, path)
+    try:
+        return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"1 problem(s) in {path}:\n  {error.full_key}: {message}") from error
+
+
+def _apply_overrides(tree: Any, overrides: Sequence[str], path: Path) -> None:
+    """Write overrides over the file's values, in order, each over the other name of its setting too."""
+    given: list[str] = []
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not all(part.strip() for part in key.split(".")):
             raise ConfigError(
                 f"override {override!r} is not of the form key.path=value, like train.max_train_steps=50"
             )
+        names = [key.strip()]
+        other = _OTHER_NAMES.get(names[0])
+        # What an earlier override said under the other name stays, so that two that differ are refused.
+        if other and not any(f"{other}.".startswith(f"{earlier}.") for earlier in given):
+            names.append(other)
         try:
             parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
-            OmegaConf.update(tree, key.strip(), parsed["value"], merge=False, force_add=True)
+            for name in names:
+                OmegaConf.update(tree, name, parsed["value"], merge=False, force_add=True)
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
             raise ConfigError(
                 f"override {override!r} cannot be applied to {path}: {_one_line(error)}"
             ) from error
-    try:
-        return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(f"1 problem(s) in {path}:\n  {error.full_key}: {message}") from error
+        given.append(names[0])
 
 
 def _one_line(error: Exception) -> str:

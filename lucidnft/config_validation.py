@@ -10,7 +10,13 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, SerializerFunctionWrapHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lucidnft.schema import ConfigModel
@@ -110,17 +116,17 @@ def problems_of(
 def _sentence(detail: ErrorDetails, raw: Any, choose_root: Callable[[Any], type[BaseModel] | None]) -> str:
     kind, value = detail["type"], detail["input"]
     context = detail.get("ctx", {})
+    seen = f"got {_short(value)} ({type(value).__name__})"
     if kind == "component_type":
         return detail["msg"]
     if kind in ("extra_forbidden", "missing"):
         owner = _class_at(detail["loc"][:-1], raw, choose_root)
         key = str(detail["loc"][-1])
-        return _unknown_key(key, owner) if kind == "extra_forbidden" else _missing_key(key, owner)
+        return _unknown_key(key, owner, seen) if kind == "extra_forbidden" else _missing_key(key, owner)
     if kind in ("literal_error", "enum"):
         return unknown_name(
             value, [part.strip(" '") for part in context["expected"].replace(" or ", ",").split(",")]
         )
-    seen = f"got {_short(value)} ({type(value).__name__})"
     if kind in _EXPECTED:
         quote = "; put it in quotes" if kind == "string_type" and isinstance(value, (int, float)) else ""
         return f"expected {_EXPECTED[kind]}, {seen}{quote}"
@@ -132,9 +138,13 @@ def _sentence(detail: ErrorDetails, raw: Any, choose_root: Callable[[Any], type[
     return message if isinstance(value, (Mapping, BaseModel)) else f"{message}; {seen}"
 
 
-def _unknown_key(key: str, owner: type[BaseModel] | None) -> str:
+def _unknown_key(key: str, owner: type[BaseModel] | None, seen: str) -> str:
     if owner is None:
         return "unknown key"
+    for name, field in owner.model_fields.items():
+        # Alone either name would have been taken, and with equal values both.
+        if isinstance(field.validation_alias, AliasChoices) and key in field.validation_alias.choices:
+            return f"{key} is another name of {name}; remove one of the two, they differ, {seen}"
     known = list(owner.model_fields)
     near = difflib.get_close_matches(key, known, n=1)
     return (

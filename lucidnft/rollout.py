@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
 from lucidnft.flow.schedules import shifted_time_grid
@@ -28,6 +28,15 @@ class RolloutConfig(ConfigModel):
     solver: Literal["euler", "heun", "dpm2"] = "euler"
     shift: float | None = Field(default=None, gt=0)  # of the time grid; null takes the backbone's own grid
     chunk_size: int = Field(default=16, ge=1)  # rollouts solved and decoded at a time
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_size_twice(cls, values: Any) -> Any:
+        # load_config writes an override under both names; two values stay, and are refused as any extra key
+        if isinstance(values, Mapping) and "group_size" in values:
+            same = values.get("num_generations") == values["group_size"]
+            return {k: v for k, v in values.items() if not (same and k == "num_generations")}
+        return values
 
 
 def rollout_time_grid(policy: Policy, config: RolloutConfig, height: int, width: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,12 @@ rewards:
   musiq: {type: iqa, metric: musiq}
 train: {learning_rate: 1e-4, max_train_steps: 3}
 """
+
+SHIPPED = Path(__file__).resolve().parents[1] / "configs/tiny/nft.yaml"
+TWO_NAMES = (
+    "rollout.num_generations: num_generations is another name of group_size; "
+    "remove one of the two, they differ, got 12 (int)"
+)
 
 OUTSIDE = """
 from lucidnft.schema import ConfigModel
@@ -184,6 +191,55 @@ def test_overrides_set_add_replace_and_come_in_order(run_file):
     assert list(config.rewards) == ["only"]
     assert config.output_dir.endswith("/nft")
     assert "$" not in config.output_dir
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [
+        (["rollout.num_generations=12"], 12),
+        (["rollout.num_generations=12", "rollout.num_generations=14"], 14),
+        (["rollout.num_generations=12", "rollout.group_size=12"], 12),
+        (["rollout={num_generations: 12}"], 12),
+        (["rollout={num_generations: 12}", "rollout.num_generations=14"], 14),
+        (["rollout={num_groups: 2}", "rollout.num_generations=14"], 14),
+    ],
+)
+def test_an_override_by_the_other_name_wins_over_the_file(overrides, size):
+    assert load_config(SHIPPED, overrides).rollout.group_size == size
+
+
+def test_an_interpolation_of_either_name_sees_the_override():
+    for name in ("group_size", "num_generations"):
+        config = load_config(
+            SHIPPED, ["rollout.num_generations=12", f"rollout.num_groups=${{rollout.{name}}}"]
+        )
+        assert config.rollout.num_groups == 12
+
+
+def test_either_name_of_a_setting_in_the_file_gives_way_to_either_in_an_override(run_file):
+    path = run_file(GOOD + "rollout: {num_generations: 6}\n")
+    assert load_config(path).rollout.group_size == 6
+    assert load_config(path, ["rollout.group_size=4"]).rollout.group_size == 4
+    assert load_config(path, ["rollout.num_generations=4"]).rollout.group_size == 4
+    assert load_config(run_file(dump_config(load_config(path)))) == load_config(path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rollout.num_generations=12", "rollout.group_size=8"],
+        ["rollout.group_size=8", "rollout.num_generations=12"],
+        ["rollout={num_generations: 12}", "rollout.group_size=8"],
+        ["rollout={num_generations: 12, group_size: 8}"],
+    ],
+)
+def test_two_names_with_two_values_in_the_overrides_are_named(overrides):
+    assert problems(SHIPPED, *overrides) == [TWO_NAMES]
+
+
+def test_two_names_with_two_values_in_the_file_are_named(run_file):
+    path = run_file(GOOD + "rollout: {num_generations: 12, group_size: 8, solver: eulr}\n")
+    assert problems(path) == ["rollout.solver: 'eulr' is unknown; did you mean euler?", TWO_NAMES]
 
 
 def test_interpolations_are_resolved(run_file):
