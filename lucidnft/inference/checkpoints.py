@@ -37,10 +37,15 @@ def load_policy(path: str | Path, *, model_name_or_path: str | Path | None = Non
 
     Raises:
         FileNotFoundError: nothing is there, or the base weights are not.
-        ValueError: no checkpoint in the folder, a file of another format, keys missing, or an adapter that was
-            trained on another base.
+        ValueError: no checkpoint in the folder, a file of another format, keys missing, an adapter that was trained
+            on another base, or model_name_or_path without an adapter to put on it.
     """
     if str(path) == BASE:
+        if model_name_or_path is not None:
+            raise ValueError(
+                f"'{BASE}' is the base that ships, but model_name_or_path is {model_name_or_path}; "
+                f"to restore with those base weights give that file as --checkpoint instead of '{BASE}'"
+            )
         return TinyBackbone.from_pretrained("tiny")
     file = find_weights(path)
     header = load_header(file)

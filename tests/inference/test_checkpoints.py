@@ -192,6 +192,13 @@ def test_base_weights_take_no_second_base(base_file):
         load_policy(base_file, model_name_or_path=base_file)
 
 
+def test_the_base_that_ships_takes_no_second_base(base_file):
+    with pytest.raises(
+        ValueError, match=r"model_name_or_path is .*base\.safetensors.*give that file as --checkpoint"
+    ):
+        load_policy("base", model_name_or_path=base_file)
+
+
 def test_every_backbone_a_run_may_have_can_be_loaded():
     union = get_args(Model)[0]  # what `model:` accepts in a run file
     assert set(BACKBONE_CONFIGS.values()) == set(get_args(union) or (union,))
