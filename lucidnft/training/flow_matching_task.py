@@ -1,7 +1,8 @@
 """Task flow_matching: train a backbone's own weights on HR photographs and their degraded versions.
 
 Departures from the plain recipe: an optional weight for flat regions; the noise and the time of a sample
-are functions of (seed, step, row), so a resumed run and a run on more processes see the same samples.
+are functions of (seed, step, row), and a stratified time of the number of rows too, so a resumed run and a
+run on more processes see the same samples.
 """
 
 from __future__ import annotations
@@ -63,24 +64,30 @@ class FlowMatchingTask:
         self.guards = Guards()
 
     def batch(self, step: int, rows: range, num_rows: int) -> FlowMatchingSamples:
-        """The rows of this rank out of the step's `num_rows` samples, a function of (seed, step, row)."""
+        """The rows of this rank out of the step's `num_rows` samples."""
         images = self.source.batch(step, num_rows, rows)
         assert images.hr is not None
         shape = self.backbone.latent_spec.grid(images.hr.shape[2], images.hr.shape[3])
-        noise, times = [], []
-        for row in rows:
-            noise.append(torch.randn(shape, generator=generator_for(self.seed, "noise", step, row)))
-            times.append(
-                sample_times(
-                    self.train.timestep_sampling,
-                    1,
-                    1,
-                    generator=generator_for(self.seed, "time", step, row),
-                    logit_mean=self.train.logit_mean,
-                    logit_std=self.train.logit_std,
-                )
-            )
-        return FlowMatchingSamples(images=images, noise=torch.stack(noise), t=torch.cat(times).flatten())
+        noise = [torch.randn(shape, generator=generator_for(self.seed, "noise", step, row)) for row in rows]
+        return FlowMatchingSamples(
+            images=images, noise=torch.stack(noise), t=self.times(step, rows, num_rows)
+        )
+
+    def times(self, step: int, rows: range, num_rows: int) -> Tensor:
+        """(B,) times of these rows; stratified ones lie one in each of `num_rows` equal spans of a step."""
+        sampling = self.train.timestep_sampling
+        if sampling == "stratified":
+            # All rows of the step are drawn by everyone: its micro-batches and processes share out the spans.
+            generator = generator_for(self.seed, "time", step)
+            return sample_times(sampling, 1, num_rows, generator=generator)[0, list(rows)]
+        mean, std = self.train.logit_mean, self.train.logit_std
+        generators = [generator_for(self.seed, "time", step, row) for row in rows]
+        return torch.cat(
+            [
+                sample_times(sampling, 1, 1, generator=generator, logit_mean=mean, logit_std=std)[0]
+                for generator in generators
+            ]
+        )
 
     def loss(self, samples: FlowMatchingSamples) -> tuple[Tensor, dict[str, Tensor]]:
         """(B,) losses and scalars to log."""

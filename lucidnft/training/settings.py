@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from lucidnft.algorithms.nft import NFTSettings
-from lucidnft.flow.schedules import TimeSampling
 from lucidnft.schema import ConfigModel
 
 
@@ -48,7 +47,8 @@ class SupervisedTrainConfig(OptimizerSettings):
 class FlowMatchingTrainConfig(SupervisedTrainConfig):
     """`train:` of task flow_matching."""
 
-    timestep_sampling: TimeSampling = "logit_normal"
+    # no all or grid: there is no solver's grid here; stratified: one time in each of batch_size equal spans
+    timestep_sampling: Literal["uniform", "logit_normal", "stratified"] = "logit_normal"
     logit_mean: float = 0.0
     logit_std: float = Field(default=1.0, gt=0)
     flat_weighting: float = Field(default=0.0, ge=0)  # exponent of the weight for flat regions; 0 is none
@@ -61,6 +61,18 @@ class OldPolicySettings(ConfigModel):
     flat_steps: int = Field(default=0, ge=0)  # read only by custom, like the two below
     ramp_rate: float = Field(default=0.001, ge=0)
     max_decay: float = Field(default=0.5, ge=0, le=1)
+
+    @field_validator("flat_steps", "ramp_rate", "max_decay")
+    @classmethod
+    def _read_by_the_schedule(cls, value: float, info: ValidationInfo) -> float:
+        # A run writes its resolved settings with all three numbers, so a default tells nothing of what was
+        # asked for.  A schedule that is itself wrong is missing from info.data, and reported alone.
+        schedule = info.data.get("schedule", "custom")
+        if schedule != "custom" and value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError(
+                f"is read only with schedule: custom, not with {schedule}; set schedule: custom or remove it"
+            )
+        return value
 
 
 class NFTTrainConfig(NFTSettings, OptimizerSettings):
