@@ -1,25 +1,31 @@
-"""How much noise of the NFT gradient comes from its training draws, drawn per rollout or shared by a group?
+"""How noisy is the NFT gradient of the tiny configuration, and what is left of it in its signs?
 
-    python benchmarks/gradient_noise.py [--num_groups 4] [--redraws 12]
+    python benchmarks/gradient_noise.py [--num_groups 8] [--redraws 12] [--batches 12]
 
-Makes one batch of rollouts of the tiny base, scores it as configs/tiny/nft.yaml does, and computes the
-LoRA gradient again and again with fresh training times and noise.  Prints, for both ways of drawing, the
-total variance of the gradient over the draws as a multiple of the squared length of their common mean.
+Two questions, both about LoRA gradients of the base on rollouts scored as configs/tiny/nft.yaml does:
+
+- draws: one batch of rollouts, fresh training times and noise again and again, drawn per rollout or shared by
+  the rollouts of an LR image.  Total variance over the draws as a multiple of the squared length of the mean.
+- images: batches of different LR images, in two halves, and the gradient of each reward alone.  Cosine between
+  the halves, of the gradients and of their signs (what Adam steps by), at each trained time of the grid.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lucidnft.advantages import decoupled_advantages
-from lucidnft.algorithms.nft import NFT
+from lucidnft.algorithms.nft import NFT, NFTSettings
 from lucidnft.config import NFTConfig, load_config
-from lucidnft.policy import Policy
+from lucidnft.policy import Policy, Role
+from lucidnft.records import Rollout
 from lucidnft.rewards import RewardSuite
 from lucidnft.rollout import generate_rollout
 from lucidnft.training.run_folder import git_commit
@@ -28,59 +34,108 @@ CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "nft.yaml"
 RESULT = Path(__file__).parent / "results" / "gradient_noise.json"
 
 
-def gradients(config: NFTConfig, num_redraws: int) -> dict[bool, Tensor]:
-    """{shared: (R, P) gradients of one batch of rollouts}."""
-    policy = Policy(config.model.build(seed=config.seed), config.model, seed=config.seed)
-    source = config.data.build(config.seed, 4).train
-    suite = RewardSuite({name: reward.build() for name, reward in config.rewards.items()})
-    weights = torch.tensor([reward.weight for reward in config.rewards.values()])
-    groups = config.rollout.num_groups
-    batch = source.batch(0, groups, range(groups))
-    size = (batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale)
-    condition = policy.encode_condition(batch)
-    rollout = generate_rollout(
-        policy, condition, batch.group_ids, config.rollout, seed=config.seed, step=0, size=size
-    )
-    scores = suite.score(policy.decode(rollout.x_0), batch).stacked
+class Experiment:
+    """The base, the data and the rewards of the configuration."""
+
+    def __init__(self, config: NFTConfig) -> None:
+        self.config = config
+        self.policy = Policy(config.model.build(seed=config.seed), config.model, seed=config.seed)
+        self.source = config.data.build(config.seed, 4).train
+        self.suite = RewardSuite({name: reward.build() for name, reward in config.rewards.items()})
+        self.group_ids = tuple(range(config.rollout.num_groups))
+
+    def rollouts(self, step: int) -> tuple[Rollout, Tensor]:
+        """A batch of rollouts and its scores (G, K, M)."""
+        batch = self.source.batch(step, len(self.group_ids), range(len(self.group_ids)))
+        size = (batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale)
+        condition = self.policy.encode_condition(batch)
+        with self.policy.folded(Role.OLD):
+            rollout = generate_rollout(
+                self.policy, condition, batch.group_ids, self.config.rollout,
+                seed=self.config.seed, step=step, size=size,
+            )  # fmt: skip
+        return rollout, self.suite.score(self.policy.decode(rollout.x_0), batch).stacked
+
+    def gradient(self, settings: NFTSettings, rollout: Rollout, advantages: Tensor, step: int) -> Tensor:
+        """(P,) the gradient of one optimiser step with the training draws of `step`."""
+        algorithm = NFT(settings, seed=self.config.seed)
+        for parameter in self.policy.parameters.values():
+            parameter.grad = None
+        for mini in algorithm.minibatches(rollout, advantages, self.group_ids, step):
+            (algorithm.loss(self.policy, mini)[0].mean() * mini.share).backward()
+        return torch.cat([p.grad.flatten() for p in self.policy.parameters.values() if p.grad is not None])
+
+
+def noise_of_draws(experiment: Experiment, redraws: int) -> dict[str, float]:
+    """Variance over training draws in units of the squared mean, for both ways of drawing."""
+    rollout, scores = experiment.rollouts(0)
+    weights = torch.tensor([reward.weight for reward in experiment.config.rewards.values()])
     advantages = decoupled_advantages(scores, weights)
     found: dict[bool, Tensor] = {}
     for shared in (False, True):
-        settings = config.train.model_copy(update={"share_draws_in_group": shared})
-        algorithm, rows = NFT(settings, seed=config.seed), []
-        for step in range(num_redraws):
-            for parameter in policy.parameters.values():
-                parameter.grad = None
-            for mini in algorithm.minibatches(rollout, advantages, batch.group_ids, step):
-                (algorithm.loss(policy, mini)[0].mean() * mini.share).backward()
-            rows.append(
-                torch.cat([p.grad.flatten() for p in policy.parameters.values() if p.grad is not None])
-            )
-            print(f"shared {shared}: {step + 1} of {num_redraws}", flush=True)
+        settings = experiment.config.train.model_copy(update={"share_draws_in_group": shared})
+        # other steps for the second way, so that the two means below are independent
+        steps: Iterable[int] = range(shared * redraws, (shared + 1) * redraws)
+        rows = [
+            experiment.gradient(settings, rollout, advantages, s)
+            for s in tqdm(steps, desc=f"shared {shared}")
+        ]
         found[shared] = torch.stack(rows)
-    return found
+    means = {shared: rows.mean(dim=0) for shared, rows in found.items()}
+    # the product of two independent means estimates the squared mean without their noise in it
+    signal = float(means[False] @ means[True])
+    return {
+        "drawn per rollout": float(found[False].var(dim=0).sum()) / signal,
+        "shared by the group": float(found[True].var(dim=0).sum()) / signal,
+        "cosine of the two means": float(torch.cosine_similarity(means[False], means[True], dim=0)),
+    }
+
+
+def agreement_of_halves(experiment: Experiment, batches: int) -> list[dict[str, float | str]]:
+    """Cosine between the gradients of two halves of the LR images, and between their signs."""
+    config = experiment.config
+    halves: dict[tuple[str, float], list[Tensor]] = {}
+    for step in tqdm(range(batches), desc="batches"):
+        rollout, scores = experiment.rollouts(step)
+        times = [t for t in rollout.time_grid.tolist() if 0 < t < 1]
+        for index, name in enumerate(config.rewards):
+            advantages = decoupled_advantages(scores[..., index : index + 1], torch.ones(1))
+            for t in times:
+                around = {"t_min": t - 1e-3, "t_max": min(1.0, t + 1e-3), "num_train_timesteps": 1}
+                settings = config.train.model_copy(update={**around, "timestep_sampling": "grid"})
+                gradient = experiment.gradient(settings, rollout, advantages, step)
+                sums = halves.setdefault((name, t), [torch.zeros_like(gradient) for _ in range(2)])
+                sums[step % 2] += gradient
+    rows: list[dict[str, float | str]] = []
+    for (name, t), (one, other) in sorted(halves.items(), key=lambda item: -item[0][1]):
+        raw = float(torch.cosine_similarity(one, other, dim=0))
+        signs = float(torch.cosine_similarity(one.sign(), other.sign(), dim=0))
+        rows.append({"t": round(t, 3), "reward": name, "gradients": raw, "signs": signs})
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num_groups", type=int, default=4)
+    parser.add_argument("--num_groups", type=int, default=8)
     parser.add_argument("--redraws", type=int, default=12)
+    parser.add_argument("--batches", type=int, default=12, help="of num_groups LR images; even")
     args = parser.parse_args()
+    if args.batches % 2:
+        parser.error(f"--batches is {args.batches}; two equal halves need an even number")
     config = load_config(CONFIG, [f"rollout.num_groups={args.num_groups}"])
     assert isinstance(config, NFTConfig)
-    found = gradients(config, args.redraws)
-    means = {shared: rows.mean(dim=0) for shared, rows in found.items()}
-    # the product of two independent means estimates the squared mean without their noise in it
-    signal = float(means[False] @ means[True])
-    record: dict[str, object] = {"commit": git_commit(), "groups": args.num_groups, "redraws": args.redraws}
-    for shared, rows in found.items():
-        name = "shared by the group" if shared else "drawn per rollout"
-        record[name] = float(rows.var(dim=0).sum()) / signal
-        print(f"{name:<22} variance / squared mean  {record[name]:.3f}")
-    cosine = float(torch.cosine_similarity(means[False], means[True], dim=0))
-    record["cosine of the two means"] = cosine
-    print(f"cosine of the two mean gradients  {cosine:.3f}")
+    experiment = Experiment(config)
+    draws = noise_of_draws(experiment, args.redraws)
+    halves = agreement_of_halves(experiment, args.batches)
+    for name, value in draws.items():
+        note = "" if name.startswith("cosine") else "  variance / squared mean"
+        print(f"{name:<24}{value:.3f}{note}")
+    print(f"{'t':>6}  {'reward':<14}{'gradients':>10}{'signs':>8}   cosine between halves")
+    for row in halves:
+        print(f"{row['t']:>6}  {row['reward']:<14}{row['gradients']:>10.3f}{row['signs']:>8.3f}")
+    record = {"commit": git_commit(), **vars(args), "draws": draws, "halves": halves}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
 
