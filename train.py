@@ -2,14 +2,13 @@
 
     python train.py --config configs/tiny/nft.yaml [key=value ...] [--dry-run] [--resume_from_checkpoint latest|DIR]
 
-Several processes: accelerate launch --num_processes 2 train.py --config ...
+Several processes: accelerate launch --num_processes 2 train.py ...  (CPUs: torchrun --nproc_per_node 2 train.py ...)
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,18 +20,19 @@ from lucidnft.rewards import RewardSuite
 from lucidnft.training.device import build_accelerator, prepare_backbone
 from lucidnft.training.flow_matching_task import FlowMatchingTask
 from lucidnft.training.guards import Guards
-from lucidnft.training.plan import check_can_learn, describe_plan
+from lucidnft.training.plan import check_can_learn, describe_plan, describe_supervised_plan
 from lucidnft.training.policy_evaluation import PolicyEvaluator
 from lucidnft.training.policy_trainer import PolicyTrainer
 from lucidnft.training.report import finish_run
-from lucidnft.training.run_folder import environment, start_run_folder
+from lucidnft.training.run_folder import environment, open_run_folder, stop_message
+from lucidnft.training.state import resume_trainer
 from lucidnft.training.supervised_trainer import SupervisedTrainer
 
-Fit = Callable[[str | None], object]
+FAULTS = (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError)
 
 
-def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> Fit:
-    """Everything of a reinforcement run, built and checked; returns what trains it."""
+def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> PolicyTrainer:
+    """Everything of a reinforcement run, built and checked."""
     weights = [reward.weight for reward in config.rewards.values()]
     check_can_learn(config.rollout, config.train, weights, num_processes=accelerator.num_processes)
     backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
@@ -61,10 +61,10 @@ def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> F
             "config": config.model_dump(mode="json"),
         },
     )  # fmt: skip
-    return trainer.fit
+    return trainer
 
 
-def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerator) -> Fit:
+def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerator) -> SupervisedTrainer:
     """A run that learns from targets: the base restorer or one of the small reward models."""
     if isinstance(config, FlowMatchingConfig):
         backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
@@ -78,23 +78,22 @@ def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerato
         task, train=config.train, evaluation=config.eval, log=config.log, run_dir=run_dir,
         accelerator=accelerator, header={"config": config.model_dump(mode="json")},
     )  # fmt: skip
-    return trainer.fit
+    accelerator.print(describe_supervised_plan(trainer))
+    return trainer
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command.  Mistakes in settings and data end it with one message, before anything is written."""
-    parser = argparse.ArgumentParser(
-        description="Train with a run file.", epilog="key=value overrides a setting."
-    )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE", help="run file, e.g. configs/tiny/nft.yaml"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print config, batch plan and memory, then stop"
-    )
+    """The command.  Mistakes in settings and data end it with one message, before anything is written.
+
+    A fault later on (a full disk, a score that is not finite) ends it with one message too; error.txt has more.
+    """
+    parser = argparse.ArgumentParser(description="Train with a run file; key=value overrides a setting.")
+    parser.add_argument("--config", required=True, metavar="FILE", help="e.g. configs/tiny/nft.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print config, batch plan, memory; stop")
     parser.add_argument("--resume_from_checkpoint", metavar="latest|DIR", help="continue a run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(argv)
+    started: Path | None = None
     try:
         config = load_config(args.config, args.overrides)
         run_dir = Path(config.output_dir) / config.run_name
@@ -102,20 +101,19 @@ def main(argv: list[str] | None = None) -> None:
         if args.dry_run:
             accelerator.print(dump_config(config))
         prepare = prepare_nft if isinstance(config, NFTConfig) else prepare_supervised
-        fit = prepare(config, run_dir, accelerator)
+        trainer = prepare(config, run_dir, accelerator)
+        resume = args.resume_from_checkpoint is not None
+        checkpoint = resume_trainer(trainer, args.resume_from_checkpoint) if resume else None
         if args.dry_run:
             return
+        facts = (dump_config(config), environment(accelerator.device, accelerator.num_processes))
+        open_run_folder(run_dir, *facts, accelerator=accelerator, resume=resume, checkpoint=checkpoint)
+        started = run_dir
+        trainer.fit()
         if accelerator.is_main_process:
-            facts = environment(accelerator.device, accelerator.num_processes)
-            resume = args.resume_from_checkpoint
-            for note in start_run_folder(run_dir, dump_config(config), facts, resume_from=resume):
-                print(note)
-        accelerator.wait_for_everyone()
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"train.py: {error}")
-    fit(args.resume_from_checkpoint)
-    if accelerator.is_main_process:
-        finish_run(run_dir)
+            finish_run(run_dir)
+    except FAULTS as error:
+        sys.exit(f"train.py: {stop_message(error, started)}")
 
 
 if __name__ == "__main__":

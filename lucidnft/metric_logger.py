@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,7 @@ class MetricLogger:
             raise ValueError(f"step0 is {step0}, expected 0 or more")
         self.run_dir = Path(run_dir)
         self.enabled = enabled
+        self.on_phase: Callable[[str | None], None] = lambda phase: None  # told when one begins and ends
         self._step0 = step0
         self._tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
@@ -92,9 +93,10 @@ class MetricLogger:
             values[name] = self._seconds.pop(name)
         self._row.update(values)
         # Only what follows the part already on disk changes, and it goes out in one write.
-        self._file.seek(self._row_start)
-        self._file.write(json.dumps(self._row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        with _naming(self.run_dir / METRICS_FILE):
+            self._file.seek(self._row_start)
+            self._file.write(json.dumps(self._row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
         writer = self._open_writer()
         if writer is not None:
             for name, value in values.items():
@@ -120,8 +122,9 @@ class MetricLogger:
         _check({name: 0.0}, step)
         grid = draw_grid(rows, captions)
         path = self.run_dir / "images" / f"{name.replace('/', '-')}-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        grid.save(path)
+        with _naming(path):
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
         writer = self._open_writer()
         if writer is not None:
             writer.add_image(name, np.asarray(grid), step, dataformats="HWC")
@@ -138,10 +141,12 @@ class MetricLogger:
             yield
             return
         _synchronize(synchronize)
+        self.on_phase(name)
         start = time.perf_counter()
         try:
             yield
         finally:
+            self.on_phase(None)
             _synchronize(synchronize)
             self._seconds[f"{PERF_PREFIX}{name}_seconds"] += time.perf_counter() - start
 
@@ -182,6 +187,15 @@ class MetricLogger:
             purge_step = self._step0 + 1 if self._step0 else 0
             self._writer = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=purge_step)
         return self._writer
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk says only that it is full: name the file that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,15 @@ import torch
 
 from lucidnft.checkpoint import load_tensors
 from lucidnft.metric_logger import read_metrics
+from tests.small_backbone import small_backbone
+from train import main
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
+UNTRAINED = [
     "model.model_name_or_path=null",
     "model.architecture={widths: [8, 12, 16], num_blocks: [1, 1, 1], lr_width: 8, num_lr_blocks: 1, time_width: 16}",
+]
+SMALL = [
     "train.mixed_precision=no",
     "train.device=cpu",
     "data.crop_size=16",
@@ -27,11 +32,13 @@ SMALL = [
 ]
 NFT = [
     *SMALL,
+    "model.model_name_or_path=${oc.env:SMALL_BASE}",  # of the same size, and random everywhere
     "model.lora_rank=2",
     "rollout={num_groups: 2, group_size: 3, num_inference_steps: 2}",
     "rewards={fidelity: {type: lr_fidelity}, sharp: {type: tests.outside_reward:ContrastConfig, weight: 0.5}}",
     "train.learning_rate=1e-2",
-    "train.t_max=1.0",  # both times of so short a grid
+    "train.t_min=0.001",  # both times of so short a grid
+    "train.t_max=1.0",
     "train.gradient_steps_per_epoch=2",
     "train.use_ema=true",
     "train.per_device_batch_size=2",
@@ -39,6 +46,14 @@ NFT = [
     "log.save_steps=2",
 ]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_base(tmp_path_factory) -> None:
+    """A base that can be trained: the last layer of an untrained one is zero, and so is every gradient."""
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    small_backbone().save_pretrained(path)
+    os.environ["SMALL_BASE"] = ENVIRONMENT["SMALL_BASE"] = str(path)
 
 
 def command(config: str, output_dir: Path, *arguments: str) -> list[str]:
@@ -59,6 +74,14 @@ def run(config: str, output_dir: Path, *arguments: str, expect: int = 0) -> subp
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done
+
+
+def refused(config: str, output_dir: Path, *arguments: str) -> str:
+    """The message with which the command ends, called in this process because starting one takes seconds."""
+    with pytest.raises(SystemExit) as caught:
+        main(command(config, output_dir, *arguments)[2:])
+    assert isinstance(caught.value.code, str)  # printed to stderr by the interpreter, exit status 1
+    return caught.value.code
 
 
 def comparable(run_dir: Path) -> list[dict[str, float]]:
@@ -115,6 +138,7 @@ def test_killed_at_any_moment_it_resumes_to_the_numbers_of_an_unbroken_run(tmp_p
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(read_metrics(run_dir)) < 7, "the run ended before it could be killed"
+    assert all(row["train/grad_norm"] > 0 for row in read_metrics(unbroken / "nft")[1:])
     run("nft", tmp_path, *NFT, "train.max_train_steps=6", "--resume_from_checkpoint", "latest")
     assert comparable(run_dir) == comparable(unbroken / "nft")
     for name in ("policy", "old_policy", "ema", "optimizer"):
@@ -131,37 +155,80 @@ def unbroken(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_processes_have_the_rollouts_scores_and_advantages_of_one(tmp_path, unbroken):
-    script = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-    ]  # fmt: skip
+def launch(processes: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
-        [*script, *command("nft", tmp_path, *NFT, "train.max_train_steps=2")[1:]],
+        [sys.executable, *launcher, str(script), *arguments],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("batch plan:") == 1
+    return done
+
+
+def test_two_processes_have_the_rollouts_advantages_and_weights_of_one(tmp_path):
+    settings = [*NFT, "rollout.num_groups=4", "train.gradient_steps_per_epoch=1", "train.adam_epsilon=1.0"]
+    for processes in (1, 2):
+        launch(processes, ROOT / "tests/rank_records.py", str(tmp_path / str(processes)), *settings)
+    (one,) = [load_tensors(f)[0] for f in (tmp_path / "1").iterdir()]
+    two = [load_tensors(f)[0] for f in sorted((tmp_path / "2").iterdir())]
+    assert [t["step0/group_ids"].tolist() for t in two] == [[0, 1], [2, 3]]
+    for step in ("step0", "step1"):
+        for name, tolerance in (("x_0", 1e-4), ("advantages", 1e-3), ("scores", 1e-4)):
+            together = torch.cat([t[f"{step}/{name}"] for t in two])
+            torch.testing.assert_close(together, one[f"{step}/{name}"], atol=tolerance, rtol=tolerance)
+    weights = [name for name in one if name.startswith("weights/")]
+    assert weights
+    for name in weights:
+        assert torch.equal(two[0][name], two[1][name])  # ranks stay together
+        moved = one[name] - one[name.replace("weights/", "start/")]
+        difference = two[0][name] - one[name]
+        assert difference.norm() <= 1e-2 * moved.norm()
+    assert any((one[n] - one[n.replace("weights/", "start/")]).norm() > 0 for n in weights)
+
+
+def test_one_process_where_two_were_asked_for_is_said(tmp_path):
+    arguments = command("nft", tmp_path, *NFT, "--dry-run")[1:]
+    options = [
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *options, *arguments],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "has started one" in done.stdout and "torchrun" in done.stdout
+
+
+def test_the_train_command_runs_in_two_processes(tmp_path, unbroken):
+    arguments = command("nft", tmp_path, *NFT, "train.max_train_steps=2")[2:]
+    done = launch(2, ROOT / "train.py", *arguments)
+    assert done.stdout.count("batch plan:") == 1 and "processes                 2" in done.stdout
     one, two = comparable(unbroken / "nft"), comparable(tmp_path / "nft")
-    first_of_one, first_of_two = one[1], two[1]
-    rollouts = [n for n in first_of_one if n.startswith(("reward/", "advantage/", "health/x0"))]
-    assert len(rollouts) > 8
-    for name in rollouts:
-        assert first_of_two[name] == pytest.approx(first_of_one[name], rel=1e-4, abs=1e-6), name
-    # each rank steps on the mean of both, so training stays together as well
-    assert two[2]["eval/fidelity/mean"] == pytest.approx(one[2]["eval/fidelity/mean"], rel=1e-2)
+    assert [row["step"] for row in two] == [0, 1, 2]
+    assert two[1]["reward/fidelity/mean"] == pytest.approx(one[1]["reward/fidelity/mean"], rel=1e-4)
 
 
 @pytest.mark.parametrize("config", ["nft", "nft_paired", "flow_matching", "quality", "consistency"])
-def test_every_shipped_run_file_starts_and_a_dry_run_writes_nothing(tmp_path, config):
-    done = run(config, tmp_path, "--dry-run")
-    assert f"task: {'nft' if config.startswith('nft') else config}" in done.stdout
+def test_every_shipped_run_file_starts_and_a_dry_run_writes_nothing(tmp_path, config, capsys):
+    main(command(config, tmp_path, "--dry-run")[2:])
+    printed = capsys.readouterr().out
+    assert f"task: {'nft' if config.startswith('nft') else config}" in printed
+    assert "batch plan:" in printed and "activations of a backward pass" in printed
     assert not list(tmp_path.iterdir())
 
 
 def test_supervised_runs_start_save_and_resume(tmp_path):
     arguments = [
         *SMALL,
+        *UNTRAINED,
         "train.batch_size=2",
         "eval={eval_steps: 2, num_inference_steps: 2}",
         "log.save_steps=1",
@@ -174,6 +241,7 @@ def test_supervised_runs_start_save_and_resume(tmp_path):
     assert (tmp_path / "flow_matching/checkpoint-000002/weights.safetensors").is_file()
     steps = [row["step"] for row in read_metrics(tmp_path / "flow_matching")]
     assert steps == sorted(set(steps))
+    assert not (tmp_path / "flow_matching/tensorboard").exists()
 
 
 @pytest.mark.parametrize(
@@ -186,14 +254,69 @@ def test_supervised_runs_start_save_and_resume(tmp_path):
         (["rewards.ref={type: full_reference, metric: psnr}"], "needs hr"),
         (["train.device=cuda"], "train.device=cpu"),
         (["model.model_name_or_path=/nowhere.safetensors"], "/nowhere.safetensors"),
+        (["train.device=cuda:x"], "'train.device=cuda:x': expected"),
         (["--resume_from_checkpoint", "latest", "run_name=never_started"], "there is no run in"),
+        (
+            ["--resume_from_checkpoint", "/nowhere/checkpoint-000012"],
+            "/nowhere/checkpoint-000012 does not exist",
+        ),
     ],
 )
 def test_mistakes_end_with_one_message_and_no_traceback(tmp_path, arguments, words):
-    done = run("nft", tmp_path, *NFT, *arguments, expect=1)
-    assert words in done.stderr
-    assert done.stderr.startswith("train.py: ")
-    assert "Traceback" not in done.stderr
+    message = refused("nft", tmp_path, *NFT, *arguments)
+    assert message.startswith("train.py: ") and words in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_untrained_base_is_named_instead_of_training_nothing(tmp_path):
+    message = refused("nft", tmp_path, *NFT, *UNTRAINED, "train.max_train_steps=1")
+    assert "gradient is exactly zero" in message and "model.model_name_or_path" in message
+    assert "ValueError" in (tmp_path / "nft/error.txt").read_text()
+
+
+def test_a_fault_on_the_way_ends_with_one_message_and_keeps_the_last_checkpoint(tmp_path):
+    rewards = "rewards={breaks: {type: tests.outside_reward:BreaksConfig, calls: 6}}"
+    done = run("nft", tmp_path, *NFT, rewards, "train.max_train_steps=9", "log.save_steps=1", expect=1)
+    message = done.stderr[done.stderr.index("train.py: ") :]
+    assert "breaks" in message and "--resume_from_checkpoint latest" in message and "Traceback" not in message
+    last = message.split("last checkpoint: ")[1].split(";")[0]
+    assert (Path(last) / "policy.safetensors").is_file()
+
+
+def test_continuing_from_an_older_checkpoint_makes_a_new_timeline(tmp_path, unbroken):
+    shutil.copytree(unbroken / "nft", tmp_path / "nft")
+    older = tmp_path / "nft/checkpoint-000002"
+    settings = [*NFT, "train.max_train_steps=3", "train.learning_rate=3e-2"]
+    done = run("nft", tmp_path, *settings, "--resume_from_checkpoint", str(older))
+    assert "checkpoint-000006 was moved" not in done.stdout.replace("superseded/checkpoint-000006", "")
+    assert (
+        "superseded/checkpoint-000006" in done.stdout and "train.learning_rate: 0.01 -> 0.03" in done.stdout
+    )
+    run_dir = tmp_path / "nft"
+    assert [row["step"] for row in read_metrics(run_dir)] == [0, 1, 2, 3]
+    assert comparable(run_dir)[:3] == comparable(unbroken / "nft")[:3]
+    assert sorted(p.name for p in (run_dir / "eval").iterdir()) == [
+        f"scores-{step:06d}.json" for step in (0, 2, 3)
+    ]
+    assert sorted(p.name for p in run_dir.glob("checkpoint-*")) == ["checkpoint-000002", "checkpoint-000003"]
+    again = run("nft", tmp_path, *settings, "--resume_from_checkpoint", "latest")
+    assert "checkpoint-000003" in again.stdout
+
+
+def test_a_checkpoint_of_another_run_is_continued_in_a_folder_of_its_own(tmp_path, unbroken):
+    checkpoint = unbroken / "nft/checkpoint-000004"
+    before = sorted(p.relative_to(unbroken) for p in unbroken.rglob("*"))
+    settings = [*NFT, "train.max_train_steps=6", "run_name=fork"]
+    done = run("nft", tmp_path, *settings, "--resume_from_checkpoint", str(checkpoint))
+    assert "from step 4" in done.stdout and "step 0 (base) against step 6" in done.stdout
+    assert comparable(tmp_path / "fork") == comparable(unbroken / "nft")
+    assert sorted(p.relative_to(unbroken) for p in unbroken.rglob("*")) == before
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, unbroken):
+    checkpoint = str(unbroken / "nft/checkpoint-000006")
+    message = refused("nft", tmp_path, *NFT, "model.lora_rank=3", "--resume_from_checkpoint", checkpoint)
+    assert message.startswith("train.py: ") and "lora" in message
     assert not list(tmp_path.iterdir())
 
 

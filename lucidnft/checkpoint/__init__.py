@@ -8,6 +8,7 @@ from lucidnft.checkpoint.folders import (
     checkpoint_folder,
     latest_checkpoint,
     prune_checkpoints,
+    set_aside_newer,
 )
 from lucidnft.checkpoint.optimizer_state import flatten_optimizer, load_optimizer_
 from lucidnft.checkpoint.tensor_files import (
@@ -32,4 +33,5 @@ __all__ = [
     "prune_checkpoints",
     "save_json",
     "save_tensors",
+    "set_aside_newer",
 ]

@@ -128,6 +128,27 @@ def prune_checkpoints(run_dir: str | Path, limit: int) -> list[Path]:
     return removed
 
 
+def set_aside_newer(run_dir: str | Path, step: int) -> list[Path]:
+    """Move complete checkpoints of later steps into <run_dir>/superseded; returns where they are now.
+
+    A run that continues from an older checkpoint writes a new timeline: `latest` must not find the old one,
+    and pruning must not count it.
+    """
+    run_dir = Path(run_dir)
+    moved = []
+    for final in sorted(_checkpoint_names(run_dir), key=_step_of):
+        for folder in (final, _hidden(final, "replaced")):
+            if _step_of(final) > step and _is_complete(folder):
+                target = run_dir / "superseded" / final.name
+                number = 1
+                while target.exists():
+                    target = target.with_name(f"{final.name}.{number}")
+                    number += 1
+                target.parent.mkdir(exist_ok=True)
+                moved.append(folder.rename(target))
+    return moved
+
+
 def _files_of(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*") if f.is_file())
 

@@ -8,8 +8,10 @@ from lucidnft.backbones.base import Backbone
 from lucidnft.policy import Policy
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, setting: str = "--device ") -> torch.device:
     """auto (a GPU where there is one), cpu, cuda or cuda:<index>.
+
+    setting: what the user writes before the name, for messages.
 
     Raises:
         ValueError: another name, or a GPU that torch does not see.
@@ -18,11 +20,11 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if name != "cpu" and (kind != "cuda" or (index and not index.isdecimal())):
-        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:<index>")
+        raise ValueError(f"'{setting}{name}': expected auto, cpu, cuda or cuda:<index>")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device is {name!r} but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu or auto, "
-            "or install a CUDA build of torch and check nvidia-smi"
+            f"'{setting}{name}': torch sees {torch.cuda.device_count()} CUDA devices; use {setting}cpu or "
+            f"{setting}auto, or install a CUDA build of torch and check nvidia-smi"
         )
     return torch.device(name)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import Accelerator
 
 from lucidnft.backbones.base import Backbone
+from lucidnft.inference.device import choose_device
 from lucidnft.training.settings import OptimizerSettings
 
 
@@ -13,16 +16,16 @@ def build_accelerator(device: str) -> Accelerator:
     """An Accelerator on the asked device; with `auto`, whatever accelerate finds.
 
     Raises:
-        ValueError: a CUDA device is asked for and there is none.
+        ValueError: another name, or a CUDA device that torch does not see.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"train.device is {device!r} but torch sees no CUDA device; set train.device=cpu or auto, "
-            "or install a CUDA build of torch and check nvidia-smi"
+    kind = choose_device(device, setting="train.device=").type
+    # accelerate joins processes over the CPU only when it is told that there is nothing else
+    accelerator = Accelerator(cpu=kind == "cpu")
+    if accelerator.num_processes == 1 and _several_were_asked_for():
+        accelerator.print(
+            "warning: accelerate launch was asked for several processes but has started one, as it does without "
+            "GPUs; use: torchrun --nproc_per_node N train.py ..., or accelerate launch --multi_gpu"
         )
-    if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise ValueError(f"train.device is {device!r}, expected auto, cpu, cuda or cuda:<index>")
-    accelerator = Accelerator(cpu=device == "cpu")
     if ":" in device and accelerator.num_processes > 1:
         raise ValueError(
             f"train.device={device} names one device, but {accelerator.num_processes} processes run"
@@ -30,6 +33,11 @@ def build_accelerator(device: str) -> Accelerator:
     if ":" in device:
         accelerator.state.device = torch.device(device)
     return accelerator
+
+
+def _several_were_asked_for() -> bool:
+    """accelerate's launcher for a single process leaves an address to meet at only when more were wanted."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
 
 
 def autocast_dtype(settings: OptimizerSettings, device: torch.device) -> torch.dtype | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lucidnft.algorithms.nft import NFT
 from lucidnft.data.batches import ImageSource
@@ -13,6 +13,7 @@ from lucidnft.policy import Policy, Role
 from lucidnft.records import ImageBatch
 from lucidnft.rollout import RolloutConfig, rollout_time_grid
 from lucidnft.training.settings import NFTTrainConfig
+from lucidnft.training.supervised_trainer import SupervisedTrainer
 
 
 def check_can_learn(
@@ -76,6 +77,23 @@ def batch_plan(
     )
 
 
+def saved_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, the module's own parameters left out."""
+    saved: dict[int, int] = {}
+
+    def count(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        kept = forward()
+    del kept
+    for parameter in module.parameters():
+        saved.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(saved.values())
+
+
 def memory_estimate(
     policy: Policy, rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
 ) -> dict[str, int]:
@@ -84,20 +102,10 @@ def memory_estimate(
     latent = policy.backbone.latent_spec.grid(*sizes)
     one = batch.index([0]).to(policy.backbone.device)
     condition = policy.encode_condition(one)
-    saved: dict[int, int] = {}
-
-    def count(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return x
-
     x_t = torch.zeros((1, *latent), device=policy.backbone.device)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        v = policy(x_t, torch.full((1,), 0.5, device=x_t.device), condition, Role.CURRENT)
-    del v
+    t = torch.full((1,), 0.5, device=x_t.device)
+    activations = saved_bytes(policy.backbone.module, lambda: policy(x_t, t, condition, Role.CURRENT))
     parameters = {id(p): p for p in policy.backbone.module.parameters()}
-    for p in parameters.values():
-        saved.pop(p.untyped_storage().data_ptr(), None)
     adapter = sum(p.numel() * p.element_size() for p in policy.parameters.values())
     num_times = NFT(train, seed=0).num_times(rollout_time_grid(policy, rollout, *sizes))
     images = rollout.num_groups // num_processes * rollout.group_size
@@ -107,7 +115,7 @@ def memory_estimate(
         "weights and both adapters": sum(p.numel() * p.element_size() for p in parameters.values()),
         "gradients, optimiser, average": adapter * (4 if train.use_ema else 3),
         "rollouts and decoded images": images * (image + latent_bytes * (1 + num_times)),
-        "activations of a backward pass": sum(saved.values()) * train.per_device_batch_size * num_times,
+        "activations of a backward pass": activations * train.per_device_batch_size * num_times,
     }
 
 
@@ -129,3 +137,33 @@ def describe_plan(
     plan = batch_plan(time_grid, rollout, train, first, num_processes=num_processes)
     memory = format_memory(memory_estimate(policy, rollout, train, first, num_processes=num_processes))
     return f"batch plan:\n{plan}\nmemory:\n{memory}"
+
+
+def describe_supervised_plan(trainer: SupervisedTrainer) -> str:
+    """Batch plan and memory estimate of a supervised run; activations are measured on two samples at most.
+
+    Raises:
+        ValueError: train.batch_size cannot be divided among the processes.
+    """
+    train, task = trainer.train, trainer.task
+    parts = trainer.rows()
+    few = range(min(2, len(parts[0])))  # a contrastive loss needs two
+    samples = task.batch(0, few, train.batch_size)
+    activations = saved_bytes(task.module, lambda: task.loss(samples)) / len(few)
+    trained = sum(p.numel() * p.element_size() for p in trainer.parameters.values())
+    weights = sum(p.numel() * p.element_size() for p in task.module.parameters())
+    plan = [
+        f"  processes                 {trainer.accelerator.num_processes}",
+        f"  samples per step          {train.batch_size} ({sum(map(len, parts))} per process)",
+        f"  backward passes           {len(parts)} of {len(parts[0])} samples, per optimiser step",
+        f"  optimiser steps           {train.max_train_steps}",
+        f"  weights                   {trained / 4e6:.2f} M trained of {weights / 4e6:.2f} M",
+    ]
+    memory = format_memory(
+        {
+            "weights": weights,
+            "gradients, optimiser, average": trained * (4 if train.use_ema else 3),
+            "activations of a backward pass": round(activations * len(parts[0])),
+        }
+    )
+    return "batch plan:\n" + "\n".join(plan) + f"\nmemory:\n{memory}"

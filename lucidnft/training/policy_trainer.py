@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from lucidnft.rollout import RolloutConfig, generate_rollout
 from lucidnft.training.ema import Ema
 from lucidnft.training.optim import apply_update, build_optimizer, learning_rate_at
 from lucidnft.training.policy_evaluation import PolicyEvaluator
+from lucidnft.training.progress import show_phase
 from lucidnft.training.settings import LogConfig, NFTTrainConfig
-from lucidnft.training.state import find_checkpoint, load_state_, save_state
+from lucidnft.training.state import load_state_, save_state
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,11 @@ class PolicyTrainer:
         names = list(sums)
         means = torch.stack([sums[n] for n in names] + [torch.stack(norms).sum()]) / len(norms)
         values = self.accelerator.reduce(means, reduction="mean").tolist()
+        if values[-1] == 0 and bool(advantages.any()):
+            raise ValueError(
+                f"step {step}: the gradient is exactly zero although the rollouts' advantages are not, so nothing "
+                "can be learned; a base whose last layer is zero does this: is model.model_name_or_path untrained?"
+            )
         return {
             **{f"loss/{n}": v for n, v in zip(names, values[:-1], strict=True)},
             "train/grad_norm": values[-1],
@@ -177,24 +184,18 @@ class PolicyTrainer:
         health = advantage_health(scores.stacked, advantages, std_floor=self.train.advantage_std_floor)
         return {**scalars, **health.scalars(scores.names)}
 
-    def fit(self, resume_from: str | None = None) -> None:
-        """Train to max_train_steps, evaluating, logging and saving on the way."""
-        folder = None if resume_from is None else find_checkpoint(self.run_dir, resume_from)
-        if folder is not None:
-            self.resume(folder)
-        if resume_from is not None:
-            self.accelerator.print(
-                f"resuming {folder}" if folder else "no checkpoint yet: starting at step 0"
-            )
+    def fit(self) -> None:
+        """Train to max_train_steps, from the start or where `resume` put it; evaluates, logs and saves on the way."""
         main = self.accelerator.is_main_process
         self.logger = MetricLogger(
             self.run_dir, step0=self.step, enabled=main, tensorboard=self.log.report_to == "tensorboard"
         )
-        if self.step == 0:
-            self.evaluate()
         bar = tqdm(
             total=self.train.max_train_steps, initial=self.step, desc="nft", disable=not main, unit="step"
         )
+        self.logger.on_phase = partial(show_phase, bar, "nft")
+        if self.step == 0:
+            self.evaluate()
         while self.step < self.train.max_train_steps:
             started = time.perf_counter()
             report = self.run_step(self.step)

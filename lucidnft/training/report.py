@@ -51,7 +51,8 @@ def finish_run(run_dir: str | Path) -> Path:
     records = read_scores(run_dir)
     if len(records) > 1:
         rows = compare_scores(records[0], records[-1])
-        print(f"\nHeld-out images, step {records[0]['step']} (base) against step {records[-1]['step']}:\n")
+        first, last = (record["step"] for record in (records[0], records[-1]))
+        print(f"\nHeld-out images, step {first}{' (base)' * (first == 0)} against step {last}:\n")
         print(f"{format_table(rows)}\n\n{summarise(rows)}")
     path = write_report(run_dir)
     print(f"report: {path}")
@@ -112,7 +113,8 @@ def _comparison_section(rows: Sequence[ScoreComparison], records: Sequence[Mappi
         bar = interval_bar(p.difference, p.low, p.high)
         cells.append([name, badge, before, after, difference, interval, bar, kind, n])
     note = (
-        f"The same {rows[0].paired.n} images with the same noise, restored by the base (step {records[0]['step']}) and "
+        f"The same {rows[0].paired.n} images with the same noise, restored by "
+        f"{'the base' if records[0]['step'] == 0 else 'the policy'} (step {records[0]['step']}) and "
         f"by the tuned policy (step {records[-1]['step']}). The interval is a paired bootstrap over images; a change "
         "counts when it leaves out zero. Rewards are what the run trained on, guards are only watched."
     )

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 from lucidnft import __version__
-from lucidnft.checkpoint import save_json
+from lucidnft.checkpoint import check_checkpoint, latest_checkpoint, save_json, set_aside_newer
 
+ERROR_FILE = "error.txt"
+RECORDS = ("metrics.jsonl", "eval", "images", "tensorboard")  # what a run has written about itself
 PACKAGES = (
     "torch",
     "torchvision",
@@ -27,36 +33,99 @@ PACKAGES = (
 )
 
 
-def start_run_folder(
-    run_dir: Path, config_yaml: str, environment: dict[str, Any], *, resume_from: str | None
-) -> list[str]:
-    """Write config.yaml and env.json; returns what the user should know.  One process per run calls this.
+def open_run_folder(
+    run_dir: Path,
+    config_yaml: str,
+    environment: dict[str, Any],
+    *,
+    accelerator: Accelerator,
+    resume: bool,
+    checkpoint: Path | None,
+) -> None:
+    """Start or continue the folder of a run on the main process and print what it did.  Synchronises ranks."""
+    accelerator.wait_for_everyone()  # all have read what is moved now
+    if accelerator.is_main_process:
+        facts = (run_dir, config_yaml, environment)
+        for note in continue_run_folder(*facts, checkpoint) if resume else start_run_folder(*facts):
+            print(note)
+    accelerator.wait_for_everyone()
 
-    A fresh run moves an earlier one of the same name aside (to <name>.1, <name>.2, ...), so nothing is
-    lost and logs never mix.  A resumed run says which settings differ from those it was started with.
 
-    Raises:
-        FileNotFoundError: the latest checkpoint of a run that was never started is asked for.
+def start_run_folder(run_dir: Path, config_yaml: str, environment: dict[str, Any]) -> list[str]:
+    """Make the folder of a fresh run, with config.yaml and env.json; returns what the user should know.
+
+    An earlier run of the same name is moved aside (to <name>.1, <name>.2, ...), so nothing is lost and logs
+    never mix.  One process per run calls this.
     """
     notes = []
-    if resume_from == "latest" and not run_dir.is_dir():
-        raise FileNotFoundError(
-            f"there is no run in {run_dir} to resume; start without --resume_from_checkpoint, or check "
-            "output_dir and run_name"
-        )
-    if resume_from is not None and (run_dir / "config.yaml").exists():
-        changed = changed_settings((run_dir / "config.yaml").read_text(), config_yaml)
-        notes += [f"resuming with another setting than before: {line}" for line in changed]
-    elif resume_from is None and run_dir.exists() and any(run_dir.iterdir()):
+    if run_dir.exists() and any(run_dir.iterdir()):
         number = 1
         while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
             number += 1
         run_dir.rename(aside)
         notes.append(f"an earlier run in {run_dir} was moved to {aside}")
     run_dir.mkdir(parents=True, exist_ok=True)
+    _describe(run_dir, config_yaml, environment)
+    return notes
+
+
+def continue_run_folder(
+    run_dir: Path, config_yaml: str, environment: dict[str, Any], checkpoint: Path | None
+) -> list[str]:
+    """Make the folder that of a run standing at a checkpoint (None: at its start); returns notes for the user.
+
+    What lies after the checkpoint is cut off: pictures and scores are made again, checkpoints of later steps
+    are kept in `superseded`.  A checkpoint of another run is continued in a folder of its own, which
+    begins with that run's records up to the checkpoint.  One process per run calls this.
+    """
+    notes = []
+    step = 0 if checkpoint is None else check_checkpoint(checkpoint)
+    source = run_dir if checkpoint is None else checkpoint.resolve().parent
+    if source.resolve() != run_dir.resolve():
+        before = (source / "config.yaml").read_text() if (source / "config.yaml").exists() else None
+        notes += start_run_folder(run_dir, config_yaml, environment)
+        notes.append(f"continuing the run in {source} from step {step} in {run_dir}")
+        for name in RECORDS:
+            if (source / name).is_dir():
+                shutil.copytree(source / name, run_dir / name)
+            elif (source / name).is_file():
+                shutil.copy2(source / name, run_dir / name)
+    else:
+        before = (run_dir / "config.yaml").read_text() if (run_dir / "config.yaml").exists() else None
+        moved = set_aside_newer(run_dir, step)
+        notes += [f"a checkpoint of a later step was moved to {folder}" for folder in moved]
+    if before is not None:
+        changed = changed_settings(before, config_yaml)
+        notes += [f"resuming with another setting than before: {line}" for line in changed]
+    for path in [*run_dir.glob("eval/scores-*.json"), *run_dir.glob("images/*-*.png")]:
+        digits = path.stem.rpartition("-")[2]
+        if digits.isdecimal() and int(digits) > step:
+            path.unlink()
+    _describe(run_dir, config_yaml, environment)
+    return notes
+
+
+def _describe(run_dir: Path, config_yaml: str, environment: dict[str, Any]) -> None:
     (run_dir / "config.yaml").write_text(config_yaml)
     save_json(run_dir / "env.json", environment)
-    return notes
+
+
+def stop_message(error: BaseException, run_dir: Path | None) -> str:
+    """What to tell the user when a run ends early; with a run folder, the traceback goes to error.txt in it."""
+    lines = [str(error)]
+    if isinstance(error, torch.OutOfMemoryError):
+        lines.append(
+            "lower rollout.chunk_size (rollouts), train.per_device_batch_size (training) or eval.batch_size, "
+            "or set train.gradient_checkpointing=true"
+        )
+    if run_dir is not None:
+        with suppress(OSError):  # the disk may be what is full
+            (run_dir / ERROR_FILE).write_text("".join(traceback.format_exception(error)))
+            lines.append(f"traceback: {run_dir / ERROR_FILE}")
+        latest = latest_checkpoint(run_dir)
+        if latest is not None:
+            lines.append(f"last checkpoint: {latest}; continue with --resume_from_checkpoint latest")
+    return "\n".join(lines)
 
 
 def changed_settings(before: str, after: str) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lucidnft.checkpoint import (
@@ -22,6 +23,16 @@ from lucidnft.checkpoint import (
 from lucidnft.training.ema import Ema
 
 STATE_FORMAT = "lucidnft.training_state.1"
+
+
+class Resumable(Protocol):
+    """What both trainers are."""
+
+    run_dir: Path
+    accelerator: Accelerator
+
+    def resume(self, folder: Path) -> None:
+        """Continue from a checkpoint folder."""
 
 
 def save_state(
@@ -84,13 +95,33 @@ def find_checkpoint(run_dir: Path, resume_from: str) -> Path | None:
     every draw is a function of the seed and the step, it becomes the run that it would have been.
 
     Raises:
-        FileNotFoundError: the named folder does not exist.
+        FileNotFoundError: the named folder does not exist, or there is no run whose latest could be meant.
         ValueError: the named folder is not a complete checkpoint.
     """
     if resume_from == "latest":
+        if not run_dir.is_dir():
+            raise FileNotFoundError(
+                f"there is no run in {run_dir} to resume; start without --resume_from_checkpoint, or check "
+                "output_dir and run_name"
+            )
         return latest_checkpoint(run_dir)
     check_checkpoint(resume_from)
     return Path(resume_from)
+
+
+def resume_trainer(trainer: Resumable, resume_from: str) -> Path | None:
+    """Put a trainer where `latest` or a named checkpoint folder stands, before anything is written.
+
+    Returns the checkpoint, or None when the latest is asked for and the run has none yet.  Raises as
+    `find_checkpoint`, and a ValueError when the checkpoint is not one of such a run.
+    """
+    checkpoint = find_checkpoint(trainer.run_dir, resume_from)
+    if checkpoint is None:
+        trainer.accelerator.print("resuming at step 0: there is no checkpoint yet")
+    else:
+        trainer.resume(checkpoint)
+        trainer.accelerator.print(f"resuming {checkpoint}")
+    return checkpoint
 
 
 @torch.no_grad()

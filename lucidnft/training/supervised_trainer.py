@@ -6,6 +6,8 @@ import itertools
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +20,9 @@ from lucidnft.checkpoint import checkpoint_folder, load_tensors, prune_checkpoin
 from lucidnft.metric_logger import MetricLogger
 from lucidnft.training.ema import Ema
 from lucidnft.training.optim import apply_update, build_optimizer, learning_rate_at
+from lucidnft.training.progress import show_phase
 from lucidnft.training.settings import EvalConfig, LogConfig, SupervisedTrainConfig
-from lucidnft.training.state import find_checkpoint, load_parameters_, load_state_, save_state
+from lucidnft.training.state import load_parameters_, load_state_, save_state
 
 
 class SupervisedTask(Protocol):
@@ -114,18 +117,12 @@ class SupervisedTrainer:
         scalars = {f"loss/{name}": float(value) for name, value in sums.items()}
         return {**scalars, "train/grad_norm": float(norm)}
 
-    def fit(self, resume_from: str | None = None) -> dict[str, float]:
-        """Train to max_train_steps; returns the last evaluation."""
-        folder = None if resume_from is None else find_checkpoint(self.run_dir, resume_from)
-        if folder is not None:
-            self.resume(folder)
-        if resume_from is not None:
-            self.accelerator.print(
-                f"resuming {folder}" if folder else "no checkpoint yet: starting at step 0"
-            )
+    def fit(self) -> dict[str, float]:
+        """Train to max_train_steps, from the start or where `resume` put it; returns the last evaluation."""
         main = self.accelerator.is_main_process
-        logger = MetricLogger(self.run_dir, step0=self.step, enabled=main)
-        metrics = {} if self.step else self.evaluate(logger)
+        logger = MetricLogger(
+            self.run_dir, step0=self.step, enabled=main, tensorboard=self.log.report_to == "tensorboard"
+        )
         bar = tqdm(
             total=self.train.max_train_steps,
             initial=self.step,
@@ -133,6 +130,8 @@ class SupervisedTrainer:
             disable=not main,
             unit="step",
         )
+        logger.on_phase = partial(show_phase, bar, self.task.name)
+        metrics = {} if self.step else self.evaluate(logger)
         while self.step < self.train.max_train_steps:
             started = time.perf_counter()
             scalars = self.run_step()
@@ -156,11 +155,8 @@ class SupervisedTrainer:
         """Held-out metrics of the averaged weights."""
         if not self.accelerator.is_main_process:
             return {}
-        if self.ema is None:
+        with logger.phase("evaluate"), nullcontext() if self.ema is None else self.ema.applied():
             metrics = self.task.evaluate()
-        else:
-            with self.ema.applied():
-                metrics = self.task.evaluate()
         scalars = {f"eval/{name}": value for name, value in metrics.items()}
         logger.log(scalars, self.step)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{n} {v:.4f}" for n, v in metrics.items()))

@@ -10,6 +10,7 @@ from lucidnft.metric_logger import read_metrics
 from lucidnft.records import ImageBatch
 from lucidnft.training.flow_matching_task import FlowMatchingTask
 from lucidnft.training.settings import EvalConfig, FlowMatchingTrainConfig, LogConfig
+from lucidnft.training.state import resume_trainer
 from lucidnft.training.supervised_trainer import SupervisedTrainer
 from tests.small_backbone import SMALL
 
@@ -55,7 +56,9 @@ def test_two_steps_restore_two_steps_equal_four_bit_for_bit(tmp_path):
     trainer(tmp_path / "whole").fit()
     trainer(tmp_path / "parts", max_train_steps=2).fit()
     torch.manual_seed(99)
-    trainer(tmp_path / "parts").fit(resume_from="latest")
+    second = trainer(tmp_path / "parts")
+    resume_trainer(second, "latest")
+    second.fit()
     for name in ("parameters", "ema", "optimizer", "weights"):
         whole, parts = (
             load_tensors(tmp_path / d / f"checkpoint-000004/{name}.safetensors")[0]
@@ -108,4 +111,4 @@ def test_a_checkpoint_of_another_task_is_refused(tmp_path):
     other = trainer(tmp_path)
     other.task.name = "quality"
     with pytest.raises(ValueError, match="checkpoint of task 'flow_matching'"):
-        other.fit(resume_from="latest")
+        resume_trainer(other, "latest")
