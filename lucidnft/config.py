@@ -33,7 +33,9 @@ from lucidnft.training.consistency_task import ConsistencyTaskConfig
 from lucidnft.training.quality_task import QualityTaskConfig
 from lucidnft.training.settings import (
     EvalConfig,
+    EvalSchedule,
     FlowMatchingTrainConfig,
+    GridLogConfig,
     LogConfig,
     NFTTrainConfig,
     OptimizerSettings,
@@ -64,7 +66,7 @@ class RunConfig(ConfigModel):
     output_dir: str = "runs"
     run_name: str = Field(min_length=1)  # the run's files go to output_dir/run_name
     train: OptimizerSettings
-    eval: EvalConfig = EvalConfig()
+    eval: EvalSchedule = EvalSchedule()
     log: LogConfig = LogConfig()
 
 
@@ -78,6 +80,8 @@ class NFTConfig(RunConfig):
     rollout: RolloutConfig = RolloutConfig()
     rewards: dict[str, AnyReward]
     train: NFTTrainConfig = NFTTrainConfig()
+    eval: EvalConfig = EvalConfig()
+    log: GridLogConfig = GridLogConfig()
 
     @field_validator("rewards")
     @classmethod
@@ -100,6 +104,7 @@ class FlowMatchingConfig(RunConfig):
     model: Model
     data: AnyData
     train: FlowMatchingTrainConfig = FlowMatchingTrainConfig()
+    eval: EvalConfig = EvalConfig()
 
     @field_validator("data")
     @classmethod

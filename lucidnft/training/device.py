@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from lucidnft.backbones.base import Backbone
 from lucidnft.inference.device import choose_device
-from lucidnft.training.settings import OptimizerSettings
+from lucidnft.training.settings import BackboneTrainSettings
 
 
 def build_accelerator(device: str) -> Accelerator:
@@ -40,7 +40,7 @@ def _several_were_asked_for() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
 
 
-def autocast_dtype(settings: OptimizerSettings, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(settings: BackboneTrainSettings, device: torch.device) -> torch.dtype | None:
     """bfloat16 or None (float32).
 
     `auto` takes bf16 on CUDA, and on a CPU only where it has tile instructions for it: elsewhere bf16
@@ -56,7 +56,9 @@ def autocast_dtype(settings: OptimizerSettings, device: torch.device) -> torch.d
     return torch.bfloat16 if has_tiles is not None and has_tiles() else None
 
 
-def prepare_backbone(backbone: Backbone, settings: OptimizerSettings, accelerator: Accelerator) -> Backbone:
+def prepare_backbone(
+    backbone: Backbone, settings: BackboneTrainSettings, accelerator: Accelerator
+) -> Backbone:
     """Move a backbone to the run's device and give it the run's precision and memory settings."""
     backbone.to(accelerator.device)
     backbone.autocast_dtype = autocast_dtype(settings, accelerator.device)

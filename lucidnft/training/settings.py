@@ -11,7 +11,7 @@ from lucidnft.schema import ConfigModel
 
 
 class OptimizerSettings(ConfigModel):
-    """AdamW, its schedule, precision and memory: fields of every `train:` section."""
+    """AdamW, its schedule and its average: fields of every `train:` section."""
 
     max_train_steps: int = Field(default=100, ge=1)  # optimiser-step intervals; for NFT, rollout batches
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -22,13 +22,18 @@ class OptimizerSettings(ConfigModel):
     adam_weight_decay: float = Field(default=1e-4, ge=0)
     adam_epsilon: float = Field(default=1e-8, gt=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    use_ema: bool = True
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    device: str = "auto"  # auto | cpu | cuda | cuda:1
+
+
+class BackboneTrainSettings(OptimizerSettings):
+    """Of the tasks that train a backbone: precision and memory."""
+
     mixed_precision: Literal["auto", "no", "bf16"] = (
         "auto"  # auto: bf16 where the hardware multiplies it fast
     )
     gradient_checkpointing: bool = False
-    use_ema: bool = True
-    ema_decay: float = Field(default=0.9, ge=0, lt=1)
-    device: str = "auto"  # auto | cpu | cuda | cuda:1
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -44,7 +49,7 @@ class SupervisedTrainConfig(OptimizerSettings):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
 
 
-class FlowMatchingTrainConfig(SupervisedTrainConfig):
+class FlowMatchingTrainConfig(SupervisedTrainConfig, BackboneTrainSettings):
     """`train:` of task flow_matching."""
 
     # no all or grid: there is no solver's grid here; stratified: one time in each of batch_size equal spans
@@ -75,7 +80,7 @@ class OldPolicySettings(ConfigModel):
         return value
 
 
-class NFTTrainConfig(NFTSettings, OptimizerSettings):
+class NFTTrainConfig(NFTSettings, BackboneTrainSettings):
     """`train:` of task nft (DiffusionNFT, arXiv 2509.16117): algorithm, optimiser and advantages."""
 
     advantage_aggregation: Literal["normalize_then_sum", "weighted_sum", "gdpo", "sum"] = "normalize_then_sum"
@@ -87,10 +92,15 @@ class NFTTrainConfig(NFTSettings, OptimizerSettings):
     old_policy: OldPolicySettings = OldPolicySettings()
 
 
-class EvalConfig(ConfigModel):
-    """`eval:` section: how the held-out images are restored and scored."""
+class EvalSchedule(ConfigModel):
+    """`eval:` section of the reward tasks."""
 
     eval_steps: int = Field(default=10, ge=1)  # every this many steps, and at the start and the end
+
+
+class EvalConfig(EvalSchedule):
+    """`eval:` section where there is a backbone: how the held-out images are restored and scored."""
+
     num_inference_steps: int = Field(default=10, ge=1)
     solver: Literal["euler", "heun", "dpm2"] = "euler"
     seed: int = 1234  # the noise of held-out image i depends on this and on i alone
@@ -104,5 +114,10 @@ class LogConfig(ConfigModel):
     log_steps: int = Field(default=1, ge=1)
     save_steps: int = Field(default=20, ge=1)
     checkpoints_total_limit: int = Field(default=3, ge=1)
-    num_grid_images: int = Field(default=6, ge=1)  # held-out images in the LR | base | tuned grids
     report_to: Literal["tensorboard", "none"] = "tensorboard"
+
+
+class GridLogConfig(LogConfig):
+    """`log:` section of task nft."""
+
+    num_grid_images: int = Field(default=6, ge=1)  # held-out images in the LR | base | tuned grids

@@ -21,7 +21,7 @@ from lucidnft.metric_logger import MetricLogger
 from lucidnft.training.ema import Ema
 from lucidnft.training.optim import apply_update, build_optimizer, learning_rate_at
 from lucidnft.training.progress import show_phase
-from lucidnft.training.settings import EvalConfig, LogConfig, SupervisedTrainConfig
+from lucidnft.training.settings import EvalSchedule, LogConfig, SupervisedTrainConfig
 from lucidnft.training.state import load_parameters_, load_state_, save_state
 
 
@@ -52,7 +52,7 @@ class SupervisedTrainer:
         task: SupervisedTask,
         *,
         train: SupervisedTrainConfig,
-        evaluation: EvalConfig,
+        evaluation: EvalSchedule,
         log: LogConfig,
         run_dir: str | Path,
         accelerator: Accelerator,

@@ -65,3 +65,16 @@ def test_an_unknown_schedule_is_the_only_problem_of_its_numbers():
         ConfigError, match=r"1 problem\(s\)(.|\n)*schedule: 'custm' is unknown; did you mean cus"
     ):
         load_config(CONFIGS / "nft.yaml", ["train.old_policy={schedule: custm, max_decay: 0.9}"])
+
+
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [
+        *[("quality", f"train.{name}") for name in ("mixed_precision=bf16", "gradient_checkpointing=true")],
+        *[("consistency", f"eval.{name}") for name in ("solver=heun", "num_inference_steps=4", "max_images=2")],
+        *[(task, "log.num_grid_images=3") for task in ("quality", "consistency", "flow_matching")],
+    ],
+)
+def test_settings_that_a_task_does_not_read_are_refused(task, setting):
+    with pytest.raises(ConfigError, match=f"{setting.split('=')[0]}: unknown key"):
+        load_config(CONFIGS / f"{task}.yaml", [setting])
