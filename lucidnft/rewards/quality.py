@@ -58,7 +58,7 @@ class QualityNetwork(ConvTrunk):
 
 
 class QualityNet(Reward):
-    """Mean of a per-patch quality map, in (0, 1); photographs score around 0.9.  Differentiable in sr."""
+    """Mean of a per-patch quality map, in (0, 1); sharp photographs score around 0.8.  Differentiable in sr."""
 
     def __init__(self, network: QualityNetwork) -> None:
         """network: a trained network; it is frozen here."""

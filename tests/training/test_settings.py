@@ -71,7 +71,10 @@ def test_an_unknown_schedule_is_the_only_problem_of_its_numbers():
     ("task", "setting"),
     [
         *[("quality", f"train.{name}") for name in ("mixed_precision=bf16", "gradient_checkpointing=true")],
-        *[("consistency", f"eval.{name}") for name in ("solver=heun", "num_inference_steps=4", "max_images=2")],
+        *[
+            ("consistency", f"eval.{name}")
+            for name in ("solver=heun", "num_inference_steps=4", "max_images=2")
+        ],
         *[(task, "log.num_grid_images=3") for task in ("quality", "consistency", "flow_matching")],
     ],
 )
