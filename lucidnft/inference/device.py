@@ -18,8 +18,8 @@ def choose_device(name: str, *, setting: str = "--device ") -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or (index and not index.isdecimal())):
+    kind, colon, index = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
         raise ValueError(f"'{setting}{name}': expected auto, cpu, cuda or cuda:<index>")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(

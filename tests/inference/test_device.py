@@ -10,13 +10,13 @@ from tests.small_backbone import moved_policy
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:", "cpu:0", ""])
 def test_unknown_names_are_refused(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="device is"):
+    with pytest.raises(ValueError, match="expected auto, cpu, cuda or cuda:<index>"):
         choose_device(name)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="torch sees 0 CUDA devices; use --device cpu or auto"):
+    with pytest.raises(ValueError, match="torch sees 0 CUDA devices; use --device cpu or --device auto"):
         choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
