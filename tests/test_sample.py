@@ -203,7 +203,7 @@ def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base,
         (arguments(photos / "odd.png", photos, base), "would replace an input"),
         (arguments(photos / "odd.png", out, tmp_path / "no_run"), "checkpoint"),
         (arguments(photos / "odd.png", out, photos), "no checkpoint in"),
-        ([*arguments(photos / "odd.png", out, base), "--device", "tpu"], "device is 'tpu'"),
+        ([*arguments(photos / "odd.png", out, base), "--device", "tpu"], "'--device tpu': expected auto"),
     ]
     for argv, message in cases:
         assert sample.main(argv) == 2

@@ -190,28 +190,25 @@ class PolicyTrainer:
         self.logger = MetricLogger(
             self.run_dir, step0=self.step, enabled=main, tensorboard=self.log.report_to == "tensorboard"
         )
-        bar = tqdm(
-            total=self.train.max_train_steps, initial=self.step, desc="nft", disable=not main, unit="step"
-        )
-        self.logger.on_phase = partial(show_phase, bar, "nft")
-        if self.step == 0:
-            self.evaluate()
-        while self.step < self.train.max_train_steps:
-            started = time.perf_counter()
-            report = self.run_step(self.step)
-            seconds = time.perf_counter() - started
-            self.step += 1
-            self.log_step(report, seconds)
-            means = [report.scalars[f"reward/{n}/mean"] for n in self.suite.names]
-            bar.set_postfix({n: f"{m:.4f}" for n, m in zip(self.suite.names, means, strict=True)})
-            bar.update()
-            last = self.step == self.train.max_train_steps
-            if self.step % self.evaluator.settings.eval_steps == 0 or last:
+        steps = {"total": self.train.max_train_steps, "initial": self.step, "unit": "step"}
+        with self.logger, tqdm(desc="nft", disable=not main, **steps) as bar:
+            self.logger.on_phase = partial(show_phase, bar, "nft")
+            if self.step == 0:
                 self.evaluate()
-            if self.step % self.log.save_steps == 0 or last:
-                self.save()
-        bar.close()
-        self.logger.close()
+            while self.step < self.train.max_train_steps:
+                started = time.perf_counter()
+                report = self.run_step(self.step)
+                seconds = time.perf_counter() - started
+                self.step += 1
+                self.log_step(report, seconds)
+                means = [report.scalars[f"reward/{n}/mean"] for n in self.suite.names]
+                bar.set_postfix({n: f"{m:.4f}" for n, m in zip(self.suite.names, means, strict=True)})
+                bar.update()
+                last = self.step == self.train.max_train_steps
+                if self.step % self.evaluator.settings.eval_steps == 0 or last:
+                    self.evaluate()
+                if self.step % self.log.save_steps == 0 or last:
+                    self.save()
 
     def log_step(self, report: StepReport, seconds: float) -> None:
         """Scalars of a finished step."""

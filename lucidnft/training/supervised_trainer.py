@@ -123,32 +123,25 @@ class SupervisedTrainer:
         logger = MetricLogger(
             self.run_dir, step0=self.step, enabled=main, tensorboard=self.log.report_to == "tensorboard"
         )
-        bar = tqdm(
-            total=self.train.max_train_steps,
-            initial=self.step,
-            desc=self.task.name,
-            disable=not main,
-            unit="step",
-        )
-        logger.on_phase = partial(show_phase, bar, self.task.name)
-        metrics = {} if self.step else self.evaluate(logger)
-        while self.step < self.train.max_train_steps:
-            started = time.perf_counter()
-            scalars = self.run_step()
-            scalars["train/learning_rate"] = learning_rate_at(self.step, self.train)
-            scalars["perf/samples_per_second"] = self.train.batch_size / (time.perf_counter() - started)
-            self.step += 1
-            bar.update()
-            bar.set_postfix(loss=f"{scalars['loss/total']:.4f}")
-            last = self.step == self.train.max_train_steps
-            if self.step % self.log.log_steps == 0 or last:
-                logger.log(scalars, self.step)
-            if self.step % self.evaluation.eval_steps == 0 or last:
-                metrics = self.evaluate(logger)
-            if self.step % self.log.save_steps == 0 or last:
-                self.save(metrics)
-        bar.close()
-        logger.close()
+        steps = {"total": self.train.max_train_steps, "initial": self.step, "unit": "step"}
+        with logger, tqdm(desc=self.task.name, disable=not main, **steps) as bar:
+            logger.on_phase = partial(show_phase, bar, self.task.name)
+            metrics = {} if self.step else self.evaluate(logger)
+            while self.step < self.train.max_train_steps:
+                started = time.perf_counter()
+                scalars = self.run_step()
+                scalars["train/learning_rate"] = learning_rate_at(self.step, self.train)
+                scalars["perf/samples_per_second"] = self.train.batch_size / (time.perf_counter() - started)
+                self.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{scalars['loss/total']:.4f}")
+                last = self.step == self.train.max_train_steps
+                if self.step % self.log.log_steps == 0 or last:
+                    logger.log(scalars, self.step)
+                if self.step % self.evaluation.eval_steps == 0 or last:
+                    metrics = self.evaluate(logger)
+                if self.step % self.log.save_steps == 0 or last:
+                    self.save(metrics)
         return metrics
 
     def evaluate(self, logger: MetricLogger) -> dict[str, float]:
