@@ -56,6 +56,13 @@ class Experiment:
             )  # fmt: skip
         return rollout, self.suite.score(self.policy.decode(rollout.x_0), batch).stacked
 
+    def advantages(self, scores: Tensor, weights: Tensor) -> Tensor:
+        """(G, K, M), (M,) -> (G, K) as the configuration forms them."""
+        train = self.config.train
+        return decoupled_advantages(
+            scores, weights, whiten=train.whiten_advantages, std_floor=train.advantage_std_floor
+        )
+
     def gradient(self, settings: NFTSettings, rollout: Rollout, advantages: Tensor, step: int) -> Tensor:
         """(P,) the gradient of one optimiser step with the training draws of `step`."""
         algorithm = NFT(settings, seed=self.config.seed)
@@ -70,7 +77,7 @@ def noise_of_draws(experiment: Experiment, redraws: int) -> dict[str, float]:
     """Variance over training draws in units of the squared mean, for both ways of drawing."""
     rollout, scores = experiment.rollouts(0)
     weights = torch.tensor([reward.weight for reward in experiment.config.rewards.values()])
-    advantages = decoupled_advantages(scores, weights)
+    advantages = experiment.advantages(scores, weights)
     found: dict[bool, Tensor] = {}
     for shared in (False, True):
         settings = experiment.config.train.model_copy(update={"share_draws_in_group": shared})
@@ -99,7 +106,7 @@ def agreement_of_halves(experiment: Experiment, batches: int) -> list[dict[str, 
         rollout, scores = experiment.rollouts(step)
         times = [t for t in rollout.time_grid.tolist() if 0 < t < 1]
         for index, name in enumerate(config.rewards):
-            advantages = decoupled_advantages(scores[..., index : index + 1], torch.ones(1))
+            advantages = experiment.advantages(scores[..., index : index + 1], torch.ones(1))
             for t in times:
                 around = {"t_min": t - 1e-3, "t_max": min(1.0, t + 1e-3), "num_train_timesteps": 1}
                 settings = config.train.model_copy(update={**around, "timestep_sampling": "grid"})
