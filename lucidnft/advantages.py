@@ -117,9 +117,25 @@ def scalarised_advantages(
     return torch.where(has_spread(fused).unsqueeze(1), centred / (spread + eps), 0.0)
 
 
+def places_as_groups(place_scores: Float[Tensor, "g k m h w"]) -> Float[Tensor, "places k m"]:
+    """Every place of an image as a group of its own: its K rollouts there are compared with each other.
+
+    For one number per image, a rollout good on the left and bad on the right is average everywhere, and
+    learns nothing; place by place it learns both (docs/one_step.md has what that is worth).
+    """
+    return place_scores.permute(0, 3, 4, 1, 2).flatten(0, 2)
+
+
+def groups_as_places(
+    advantages: Float[Tensor, "places k"], grid: tuple[int, int]
+) -> Float[Tensor, "g k h w"]:
+    """Advantages of `places_as_groups` on their (h, w) grid again."""
+    return advantages.view(-1, *grid, advantages.shape[1]).permute(0, 3, 1, 2)
+
+
 def select_advantages(
-    advantages: Float[Tensor, "g k"], adv_mode: AdvantageMode = "all"
-) -> Float[Tensor, "g k"]:
+    advantages: Float[Tensor, "g k *places"], adv_mode: AdvantageMode = "all"
+) -> Float[Tensor, "g k *places"]:
     """DiffusionNFT's advantage modes: keep all, one sign, 1 for positive and 0 otherwise, or the sign alone."""
     modes = {
         "all": advantages,

@@ -119,6 +119,7 @@ class RewardOutput:
 
     names: tuple[str, ...]  # M reward names, in the order of the last axis
     stacked: Float[Tensor, "G K M"]  # higher is better
+    places: Float[Tensor, "G K M h w"] | None = None  # scores of the cells of a grid, when asked for
     degradation_maps: Mapping[str, Float[Tensor, "G K 1 H_map W_map"]] = field(
         default_factory=dict
     )  # by reward

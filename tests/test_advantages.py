@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from lucidnft.advantages import (
     advantage_health,
     decoupled_advantages,
+    groups_as_places,
     optimality,
+    places_as_groups,
     scalarised_advantages,
     select_advantages,
 )
@@ -169,3 +171,23 @@ def test_unusable_scores_are_refused(scores, weights, words):
     for function in (decoupled_advantages, scalarised_advantages):
         with pytest.raises(ValueError, match=words):
             function(scores, weights)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4))
+def test_a_place_is_compared_with_itself_in_the_other_rollouts_alone(seed, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn((2, 5, 3, height, width), generator=generator)
+    flat = decoupled_advantages(places_as_groups(scores), WEIGHTS, whiten=False)
+    advantages = groups_as_places(flat, (height, width))
+    assert advantages.shape == (2, 5, height, width)
+    g, row, column = seed % 2, seed % height, seed % width
+    alone = decoupled_advantages(scores[g : g + 1, :, :, row, column], WEIGHTS, whiten=False)
+    # eps is a part of a spread typical of the whole batch, so that the two differ by about it
+    torch.testing.assert_close(advantages[g, :, row, column], alone[0], rtol=2e-2, atol=2e-3)
+
+
+def test_one_place_is_the_whole_image():
+    scores = scores_of(2)
+    as_places = places_as_groups(scores[..., None, None])
+    torch.testing.assert_close(as_places, scores)
+    torch.testing.assert_close(groups_as_places(scores[..., 0], (1, 1))[..., 0, 0], scores[..., 0])

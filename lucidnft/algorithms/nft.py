@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional as F
 
 from lucidnft.advantages import AdvantageMode, optimality, select_advantages
 from lucidnft.flow.conversions import interpolate
@@ -62,7 +63,7 @@ class NFTMinibatch:
     noise: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
     condition: Condition  # B rows
-    optimality: Tensor  # (B,)
+    optimality: Tensor  # (B,), or (B, 1, h, w) with advantages per place
     share: float  # part of the optimiser step's mean loss that this minibatch stands for
     closes_step: bool  # the optimiser steps after this minibatch
 
@@ -96,11 +97,14 @@ class NFT:
     ) -> Iterator[NFTMinibatch]:
         """Shuffled (g, k) pairs with their times and noise, `per_device_batch_size` rollouts at a time.
 
-        advantages: (G, K).  The pairs are cut into `gradient_steps_per_epoch` optimiser steps.
+        advantages: (G, K), or (G, K, a, b) on a grid over the image.  The pairs are cut into
+        `gradient_steps_per_epoch` optimiser steps.
         """
-        groups, group_size = advantages.shape
+        groups, group_size = advantages.shape[:2]
         settings = self.settings
-        r = optimality(select_advantages(advantages, settings.adv_mode), settings.adv_clip_max).flatten()
+        r = optimality(select_advantages(advantages, settings.adv_mode), settings.adv_clip_max).flatten(0, 1)
+        if r.ndim > 1:
+            r = F.interpolate(r[:, None], size=rollout.x_0.shape[-2:], mode="nearest")
         times, noises = self.draws(rollout, group_ids, step)
         x_0 = rollout.x_0.flatten(0, 1)
         order = torch.randperm(

@@ -23,7 +23,7 @@ def nft_loss(
     x_0: Float[Tensor, "b *dims"],
     x_t: Float[Tensor, "b *dims"],
     t: Float[Tensor, " b"],
-    optimality: Float[Tensor, " b"],
+    optimality: Float[Tensor, "b *places"],
     nft_beta: float = 1.0,
     kl_beta: float = 0.0,
     adv_clip_max: float = 5.0,
@@ -33,10 +33,11 @@ def nft_loss(
 
         v+ = (1 - beta) v_old + beta v          x+ = x_t - t v+
         v- = (1 + beta) v_old - beta v          x- = x_t - t v-
-        L+- = mean((x+- - x_0)^2 / sg(mean |x+- - x_0|))
-        loss = adv_clip_max / beta (r L+ + (1 - r) L-) + kl_beta mean (v - v_ref)^2
+        L+- = (x+- - x_0)^2 / sg(mean |x+- - x_0|)
+        loss = adv_clip_max / beta mean(r L+ + (1 - r) L-) + kl_beta mean (v - v_ref)^2
 
-    Only v carries a gradient.  v_ref may be None when kl_beta is 0.
+    Only v carries a gradient.  v_ref may be None when kl_beta is 0.  optimality r is one number per sample
+    (B,), or one per place (B, 1, h, w): then every place of a rollout is weighed by its own.
 
     Raises:
         ValueError: kl_beta is positive and v_ref is missing, or nft_beta is not positive.
@@ -51,7 +52,9 @@ def nft_loss(
     loss_toward = x0_error(velocity_to_x0(x_t, toward, t), x_0, normalise_x0_error)
     loss_away = x0_error(velocity_to_x0(x_t, away, t), x_0, normalise_x0_error)
     r = optimality.float()
-    policy = adv_clip_max / nft_beta * (r * loss_toward + (1 - r) * loss_away)
+    if r.ndim == 1:
+        r = r.view(-1, *(1,) * (v.ndim - 1))
+    policy = adv_clip_max / nft_beta * (r * loss_toward + (1 - r) * loss_away).flatten(1).mean(dim=1)
     loss = policy
     gap = (v.detach() - v_old).square().mean()
     logs = {"policy": policy.detach().mean(), "old_gap": gap}
@@ -64,10 +67,11 @@ def nft_loss(
 
 def x0_error(
     x_0_predicted: Float[Tensor, "b *dims"], x_0: Float[Tensor, "b *dims"], normalise: bool
-) -> Float[Tensor, " b"]:
-    """Mean squared error per sample, divided by the stopped mean absolute error (at least 1e-5) if asked."""
-    error = (x_0_predicted - x_0.float()).flatten(1)
+) -> Float[Tensor, "b *dims"]:
+    """Squared errors, divided by the sample's stopped mean absolute error (at least 1e-5) if asked."""
+    error = x_0_predicted - x_0.float()
     if not normalise:
-        return error.square().mean(dim=1)
-    scale = error.detach().abs().mean(dim=1).clamp_min(1e-5)
-    return error.square().mean(dim=1) / scale
+        return error.square()
+    axes = tuple(range(1, error.ndim))
+    scale = error.detach().abs().mean(dim=axes, keepdim=True).clamp_min(1e-5)
+    return error.square() / scale

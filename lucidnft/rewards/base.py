@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lucidnft.records import ImageBatch, RewardOutput, flatten_groups, split_groups
 
@@ -56,6 +57,13 @@ class Reward(ABC):
     @abstractmethod
     def score(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) in [0, 1] and the reference rows of the same N images -> (N,) float32, higher is better."""
+
+    def score_map(self, sr: Tensor, reference: Reference) -> Tensor | None:
+        """(N, 3, H, W) -> (N, h, w) scores of the places of an image, whose mean is its score, on any grid.
+
+        The default is None: this reward judges an image as a whole.
+        """
+        return None
 
     def to(self, device: torch.device | str) -> Reward:
         """Move the networks of this reward; the default has none."""
@@ -165,8 +173,11 @@ class RewardSuite:
         return self
 
     @torch.no_grad()
-    def score(self, images: Tensor, batch: ImageBatch) -> RewardOutput:
+    def score(self, images: Tensor, batch: ImageBatch, *, cell: int | None = None) -> RewardOutput:
         """Score rollouts: images (G, K, 3, H, W) in [0, 1] -> stacked (G, K, M), higher is better.
+
+        cell: pixels per side of the places to be scored as well; a reward that judges images as a whole
+            gives every place the image's score.
 
         Raises:
             ValueError: a score is not finite; the message names the reward and the image.
@@ -176,16 +187,34 @@ class RewardSuite:
         flat = flatten_groups(images).float().clamp(0, 1)
         rows = torch.arange(groups).repeat_interleave(group_size)
         keys = [f"{batch.keys[g]} (rollout {k})" for g in range(groups) for k in range(group_size)]
-        columns = []
+        grid = None if cell is None else (max(1, size[0] // cell), max(1, size[1] // cell))
+        columns, maps = [], []
         for name, reward in self.rewards.items():
             check_size(reward.card, size)
             reference = reward.reference(batch.lr, batch.hr, batch.prompts, size)
-            parts = []
+            parts, maps_of_parts = [], []
             for start in range(0, flat.shape[0], self.chunk_size):
                 part = slice(start, start + self.chunk_size)
                 rows_of_part = {n: v[rows[part].to(v.device)] for n, v in reference.items()}
-                parts.append(reward.score(flat[part], rows_of_part).float().reshape(-1))
+                scores, on_grid = score_part(reward, flat[part], rows_of_part, grid)
+                parts.append(scores)
+                maps_of_parts.append(on_grid)
             scores = torch.cat(parts)
             check_scores(scores, flat.shape[0], name, keys)
             columns.append(split_groups(scores, group_size))
-        return RewardOutput(names=self.names, stacked=torch.stack(columns, dim=-1))
+            maps.append(split_groups(torch.cat(maps_of_parts), group_size))
+        places = None if grid is None else torch.stack(maps, dim=2)
+        return RewardOutput(names=self.names, stacked=torch.stack(columns, dim=-1), places=places)
+
+
+def score_part(
+    reward: Reward, sr: Tensor, reference: Reference, grid: tuple[int, int] | None
+) -> tuple[Tensor, Tensor]:
+    """Scores (N,) and, on the grid if there is one, scores of places (N, h, w); without one, (N, 0, 0)."""
+    if grid is None:
+        return reward.score(sr, reference).float().reshape(-1), sr.new_empty((len(sr), 0, 0))
+    places = reward.score_map(sr, reference)
+    if places is None:
+        scores = reward.score(sr, reference).float().reshape(-1)
+        return scores, scores[:, None, None].expand(-1, *grid)
+    return places.float().mean(dim=(1, 2)), F.adaptive_avg_pool2d(places.float(), grid)

@@ -99,6 +99,13 @@ class LucidConsistency(Reward):
         """(N, 3, H, W) in [0, 1] -> (N,) float32 in [-1, 1]."""
         return self.local_scores(sr, reference).mean(dim=1)
 
+    def score_map(self, sr: Tensor, reference: Reference) -> Tensor | None:
+        """(N, 3, H, W) -> (N, ceil(H/16), ceil(W/16)) cosines; None where the embedder sees images as a whole."""
+        if self.embedder.cell is None:
+            return None
+        rows = -(-sr.shape[2] // self.embedder.cell)
+        return self.local_scores(sr, reference).unflatten(1, (rows, -1))
+
     def local_scores(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) -> (N, L) cosines, one for every place the embedder looks at."""
         return (self.project(sr) * reference["projected"]).sum(dim=-1)

@@ -21,6 +21,7 @@ class ImageEmbedder(Protocol):
 
     name: str
     dimension: int  # D
+    cell: int | None  # pixels per side of a place, row by row; None: L is 1, an image as a whole
     resizes_lr: bool  # whether LR is enlarged to the size of SR before it is embedded
 
     def embed(self, images: Tensor) -> Tensor:
@@ -43,6 +44,7 @@ class TinyEmbedder(ConvTrunk):
     """A small convolutional encoder, one vector per 16 x 16 patch (with what surrounds it); any size."""
 
     name = "tiny"
+    cell: int | None = 16
     resizes_lr = True  # a convolution sees LR and SR alike only at one scale
 
     def __init__(self, architecture: EmbedderArchitecture | None = None) -> None:

@@ -58,12 +58,16 @@ class LRFidelity(Reward):
 
     def score(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N,) float32 in [-1, 0]; differentiable in sr."""
+        return self.score_map(sr, reference).mean(dim=(1, 2))
+
+    def score_map(self, sr: Tensor, reference: Reference) -> Tensor:
+        """(N, 3, H, W) -> (N, H/r, W/r): the same at every pixel of LR, mean over the channels."""
         lr = reference["lr"].to(sr.device)
         reduced = sr.float()
         if lr.shape[2:] != sr.shape[2:]:
             size = (lr.shape[2], lr.shape[3])
             reduced = F.interpolate(reduced, size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        return -(gaussian_blur(reduced, self.blur_sigma) - lr).abs().mean(dim=(1, 2, 3))
+        return -(gaussian_blur(reduced, self.blur_sigma) - lr).abs().mean(dim=1)
 
 
 class LRFidelityConfig(ConfigModel):

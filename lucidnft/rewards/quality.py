@@ -84,7 +84,11 @@ class QualityNet(Reward):
 
     def score(self, sr: Tensor, reference: Reference | None = None) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N,) float32 in (0, 1)."""
-        return self.quality_map(sr).mean(dim=(1, 2, 3))
+        return self.score_map(sr).mean(dim=(1, 2))
+
+    def score_map(self, sr: Tensor, reference: Reference | None = None) -> Tensor:
+        """(N, 3, H, W) -> (N, ceil(H/8), ceil(W/8)): the quality map without its channel."""
+        return self.quality_map(sr).squeeze(1)
 
     def quality_map(self, sr: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, 1, ceil(H/8), ceil(W/8)) in (0, 1), 1 is good."""

@@ -13,7 +13,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from lucidnft.advantages import advantage_health, decoupled_advantages, scalarised_advantages
+from lucidnft.advantages import (
+    advantage_health,
+    decoupled_advantages,
+    groups_as_places,
+    places_as_groups,
+    scalarised_advantages,
+)
 from lucidnft.algorithms.nft import NFT, old_policy_decay
 from lucidnft.checkpoint import checkpoint_folder, load_tensors, prune_checkpoints, save_tensors
 from lucidnft.data.batches import HeldOut, ImageSource
@@ -38,7 +44,7 @@ class StepReport:
     batch: ImageBatch  # the G groups of this rank
     rollout: Rollout  # x_0 (G, K, C, h, w)
     scores: RewardOutput  # stacked (G_all, K, M): the groups of all ranks, in order
-    advantages: Tensor  # (G_all, K)
+    advantages: Tensor  # (G_all, K), or (G_all, K, a, b) with train.advantage_cell
     scalars: dict[str, float]
 
 
@@ -90,8 +96,8 @@ class PolicyTrainer:
         with phase("decode"):
             images = self.policy.decode(rollout.x_0, chunk_size=self.rollout.chunk_size)
         with phase("reward"):
-            scores = self.gather(self.suite.score(images, batch))
-        advantages = self.advantages_of(scores.stacked)
+            scores = self.gather(self.suite.score(images, batch, cell=self.train.advantage_cell))
+        advantages = self.advantages_of(scores)
         with phase("optimise"):
             logs = self.optimise(rollout, advantages[self.rows.start : self.rows.stop], batch.group_ids, step)
         self.policy.update_old(self.old_decay())
@@ -112,14 +118,26 @@ class PolicyTrainer:
         """Scores of all ranks, in group order.  Synchronises ranks."""
         if self.accelerator.num_processes == 1:
             return scores
-        return RewardOutput(names=scores.names, stacked=self.accelerator.gather(scores.stacked.contiguous()))
+        places = scores.places
+        return RewardOutput(
+            names=scores.names,
+            stacked=self.accelerator.gather(scores.stacked.contiguous()),
+            places=None if places is None else self.accelerator.gather(places.contiguous()),
+        )
 
-    def advantages_of(self, scores: Tensor) -> Tensor:
-        """(G_all, K, M) -> (G_all, K), by the configured aggregation.
+    def advantages_of(self, scores: RewardOutput) -> Tensor:
+        """Scores of all groups -> (G_all, K), or (G_all, K, a, b) where places were scored.
 
         Every rank computes them for all groups: whitening spans the batch, and K x M numbers per group
         are cheaper to gather than to reduce twice.
         """
+        if scores.places is None:
+            return self.compare(scores.stacked)
+        height, width = scores.places.shape[3:]
+        return groups_as_places(self.compare(places_as_groups(scores.places)), (height, width))
+
+    def compare(self, scores: Tensor) -> Tensor:
+        """(groups, K, M) -> (groups, K), by the configured aggregation."""
         weights = self.weights.to(scores.device)
         if self.train.advantage_aggregation in ("weighted_sum", "sum"):
             return scalarised_advantages(scores, weights, std="global" if self.train.global_std else "group")
@@ -167,13 +185,7 @@ class PolicyTrainer:
     def old_decay(self) -> float:
         """Weight the old policy keeps at this point of the run."""
         old = self.train.old_policy
-        return old_policy_decay(
-            old.schedule,
-            self.num_updates,
-            flat_steps=old.flat_steps,
-            ramp_rate=old.ramp_rate,
-            max_decay=old.max_decay,
-        )
+        return old_policy_decay(old.schedule, self.num_updates, **old.model_dump(exclude={"schedule"}))
 
     def health(self, scores: RewardOutput, advantages: Tensor) -> dict[str, float]:
         """Reward means and spreads, and whether the advantages still carry a signal."""
@@ -181,7 +193,11 @@ class PolicyTrainer:
         for name, values in scores.by_name().items():
             scalars[f"reward/{name}/mean"] = float(values.mean())
             scalars[f"reward/{name}/group_std"] = float(values.std(dim=1, correction=1).mean())
-        health = advantage_health(scores.stacked, advantages, std_floor=self.train.advantage_std_floor)
+        compared = scores.stacked
+        if scores.places is not None:
+            compared = places_as_groups(scores.places)
+            advantages = places_as_groups(advantages.unsqueeze(2)).squeeze(2)
+        health = advantage_health(compared, advantages, std_floor=self.train.advantage_std_floor)
         return {**scalars, **health.scalars(scores.names)}
 
     def fit(self) -> None:

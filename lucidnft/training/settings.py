@@ -89,6 +89,9 @@ class NFTTrainConfig(NFTSettings, BackboneTrainSettings):
     )
     whiten_advantages: bool = True  # read only by normalize_then_sum
     advantage_std_floor: float = Field(default=0.1, ge=0)  # of a reward's median group spread
+    # Output pixels per side of the places that are compared, each with itself in the group's other rollouts,
+    # by the rewards that have a map; null compares whole images, as LucidNFT.
+    advantage_cell: int | None = Field(default=None, ge=1)
     old_policy: OldPolicySettings = OldPolicySettings()
 
 

@@ -54,6 +54,19 @@ def test_every_rollout_is_trained_once_at_t_times_with_its_own_condition_and_opt
     assert seen == {(g, k): 2 for g in range(2) for k in range(3)}
 
 
+def test_advantages_of_places_cover_them_and_only_them(rollout):
+    places = torch.zeros((2, 3, 2, 4))  # a 32 px image in cells of 16 x 8 px
+    places[1, 2, 0, 3] = 5.0
+    train = NFTTrainConfig.model_validate({"num_train_timesteps": 2, "timestep_sampling": "grid"})
+    (mini,) = NFT(train, seed=0).minibatches(rollout, places, (4, 5), 0)
+    assert mini.optimality.shape == (12, 1, 32, 32)
+    expected = torch.full((1, 32, 32), 0.5)
+    expected[:, :16, 24:] = 1.0
+    for x_0, optimality in zip(mini.x_0, mini.optimality, strict=True):
+        favoured = torch.equal(x_0, rollout.x_0[1, 2])
+        assert torch.equal(optimality, expected if favoured else torch.full((1, 32, 32), 0.5))
+
+
 @pytest.mark.parametrize(
     ("per_device", "steps", "sizes"), [(6, 1, [6]), (4, 1, [4, 2]), (2, 2, [2, 1, 2, 1]), (8, 6, [1] * 6)]
 )

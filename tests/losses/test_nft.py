@@ -123,3 +123,24 @@ def test_missing_reference_and_zero_beta_are_refused():
         call({**given, "v_ref": None}, kl_beta=0.1)
     with pytest.raises(ValueError, match="nft_beta"):
         call(given, nft_beta=0.0)
+
+
+def test_the_same_optimality_everywhere_is_the_optimality_of_the_sample():
+    given = inputs()
+    everywhere = given["optimality"].view(-1, 1, 1, 1).expand(-1, 1, 5, 5)
+    loss, _ = call({**given, "optimality": everywhere}, kl_beta=0.1)
+    torch.testing.assert_close(loss, call(given, kl_beta=0.1)[0])
+
+
+def test_every_place_is_pulled_or_pushed_by_its_own_optimality():
+    given = inputs()
+    given["v_old"] = given["v"].clone()
+    target = (given["x_t"] - given["x_0"]) / given["t"].view(-1, 1, 1, 1)
+    v = given["v"].clone().requires_grad_()
+    r = torch.full((4, 1, 5, 5), 0.5)
+    r[..., 0], r[..., 4] = 1.0, 0.0
+    loss, _ = call({**given, "v": v, "optimality": r})
+    (gradient,) = torch.autograd.grad(loss.sum(), v)
+    towards = -gradient * (target - given["v"])
+    assert bool((towards[..., 0] > 0).all()) and bool((towards[..., 4] < 0).all())
+    assert float(gradient[..., 1:4].abs().max()) < 1e-6

@@ -51,6 +51,31 @@ def test_scores_are_stacked_by_group_rollout_and_reward() -> None:
     assert torch.allclose(output.by_name()["mean"], images.mean(dim=(2, 3, 4)))
 
 
+class Columns(Fixed):
+    """The same score, column by column."""
+
+    def score_map(self, sr: Tensor, reference: Reference) -> Tensor:
+        return sr.mean(dim=(1, 2))[:, None]
+
+
+def test_places_are_scored_by_the_rewards_that_have_a_map_and_share_the_score_of_the_others() -> None:
+    images, given = torch.rand(2, 3, 3, 32, 48), batch()
+    given = ImageBatch(lr=torch.rand(2, 3, 8, 12), keys=given.keys, group_ids=given.group_ids)
+    suite = RewardSuite({"columns": Columns(), "whole": Fixed()}, chunk_size=4)
+    output = suite.score(images, given, cell=16)
+    assert output.places is not None and output.places.shape == (2, 3, 2, 2, 3)
+    assert torch.allclose(output.stacked, suite.score(images, given).stacked, atol=1e-6)
+    columns = images.mean(dim=(2, 3)).unflatten(-1, (3, 16)).mean(dim=-1)
+    assert torch.allclose(output.places[:, :, 0], columns[:, :, None].expand(-1, -1, 2, -1), atol=1e-6)
+    assert torch.equal(output.places[:, :, 1], output.stacked[..., 1, None, None].expand(-1, -1, 2, 3))
+
+
+def test_a_cell_larger_than_the_image_is_the_image() -> None:
+    output = RewardSuite({"columns": Columns()}).score(torch.rand(2, 3, 3, 32, 32), batch(), cell=100)
+    assert output.places is not None
+    assert torch.allclose(output.places[..., 0, 0], output.stacked, atol=1e-6)
+
+
 def test_chunking_changes_nothing() -> None:
     images, given = torch.rand(2, 5, 3, 32, 32), batch()
     scores = [

@@ -43,7 +43,7 @@ def small_reward() -> LucidConsistency:
 class OneVectorEmbedder:
     """An embedder that gives one vector per image and takes LR at its own size."""
 
-    name, dimension, resizes_lr = "one", 6, False
+    name, dimension, resizes_lr, cell = "one", 6, False, None
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, ...]] = []
@@ -80,6 +80,20 @@ def test_one_vector_embedders_fit_and_score_their_cosine() -> None:
     expected = F.cosine_similarity(head(embedder.embed(sr))[:, 0], head(embedder.embed(lr))[:, 0])
     assert torch.allclose(scores, expected, atol=1e-6)
     assert embedder.sizes[0] == (3, 3, 8, 8)
+    reward = LucidConsistency(embedder, head)
+    assert reward.score_map(sr, reward.reference(lr, None, None, (32, 32))) is None
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 56)])
+def test_the_map_has_the_score_as_its_mean_and_shows_where_images_differ(size: tuple[int, int]) -> None:
+    reward, lr = small_reward(), torch.rand(2, 3, size[0] // 4, size[1] // 4)
+    sr = resize(lr, size)
+    sr[..., :16, -16:] = torch.rand(2, 3, 16, 16)
+    reference = reward.reference(lr, None, None, size)
+    places = reward.score_map(sr, reference)
+    assert places is not None and places.shape == (2, -(-size[0] // 16), -(-size[1] // 16))
+    assert torch.allclose(places.mean(dim=(1, 2)), reward.score(sr, reference))
+    assert (places[:, 0, -1] < places[:, -1, 0]).all()
 
 
 def test_lr_is_embedded_once_per_group_and_at_the_size_of_sr(photographs: Tensor) -> None:

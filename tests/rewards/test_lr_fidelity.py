@@ -26,6 +26,17 @@ def test_a_constant_offset_costs_its_size(offset: float, sigma: float) -> None:
     assert score.item() == pytest.approx(-abs(offset), abs=1e-5)
 
 
+def test_the_map_has_the_score_as_its_mean_and_shows_where_sr_is_wrong() -> None:
+    reward, lr = LRFidelity(blur_sigma=0.5), torch.full((1, 3, 8, 8), 0.5)
+    sr = torch.full((1, 3, 32, 32), 0.5)
+    sr[..., :8, :8] = 0.9
+    reference = reward.reference(lr, None, None, (32, 32))
+    places = reward.score_map(sr, reference)
+    assert places.shape == (1, 8, 8) and places.argmin() == 0
+    assert places[0, 5:, 5:].max() > -1e-4 and places[0, 0, 0] < -0.2
+    assert torch.allclose(places.mean(dim=(1, 2)), reward.score(sr, reference))
+
+
 def test_the_photograph_beats_shifted_and_tinted_versions(photographs: Tensor) -> None:
     lr = resize(photographs, (48, 48))
     reward = LRFidelity()

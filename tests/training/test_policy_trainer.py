@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.nn.functional import avg_pool2d
 
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.metric_logger import read_metrics
@@ -194,17 +195,37 @@ def test_groups_split_over_ranks_give_the_same_rollouts_scores_and_advantages(tm
         parts.append((rollout.x_0, run.suite.score(run.policy.decode(rollout.x_0), batch).stacked))
     torch.testing.assert_close(torch.cat([p[0] for p in parts]), whole.rollout.x_0, rtol=1e-4, atol=1e-4)
     scores = torch.cat([p[1] for p in parts])
-    torch.testing.assert_close(run.advantages_of(scores), whole.advantages, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(run.compare(scores), whole.advantages, rtol=1e-2, atol=1e-2)
+
+
+class StripeMap(Stripes):
+    """Stripes of every 4 x 4 block, so that an image can be good on one side and bad on the other."""
+
+    def score_map(self, sr, reference):
+        return avg_pool2d((sr[..., ::2] - sr[..., 1::2]).mean(dim=1), (4, 2))
+
+
+def test_places_are_compared_and_trained_where_the_rewards_have_maps(tmp_path):
+    suite = RewardSuite({"stripes": StripeMap(), "brightness": Brightness()})
+    run = trainer(tmp_path, suite=suite, advantage_cell=8, whiten_advantages=False)
+    before = run.policy.state(Role.CURRENT)
+    report = run.run_step(0)
+    assert report.advantages.shape == (2, 3, 4, 4) and report.scores.places.shape == (2, 3, 2, 4, 4)
+    assert float(report.advantages.mean(dim=1).abs().max()) < 1e-3
+    whole = run.compare(report.scores.stacked)
+    assert float((report.advantages - whole[..., None, None]).abs().max()) > 0.1
+    assert report.scalars["advantage/distinct_levels"] > 1
+    assert any(not torch.equal(v, before[n]) for n, v in run.policy.state(Role.CURRENT).items())
 
 
 def test_aggregations_lead_to_different_advantages(tmp_path):
     run = trainer(tmp_path)
     scores = torch.rand((3, 4, 2), generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 20.0])
-    decoupled = run.advantages_of(scores)
+    decoupled = run.compare(scores)
     run.train = run.train.model_copy(update={"advantage_aggregation": "weighted_sum"})
-    scalarised = run.advantages_of(scores)
+    scalarised = run.compare(scores)
     run.train = run.train.model_copy(update={"global_std": False})
-    grouped = run.advantages_of(scores)
+    grouped = run.compare(scores)
     assert not torch.allclose(decoupled, scalarised, atol=0.05)
     assert not torch.allclose(scalarised, grouped, atol=0.05)
 
