@@ -3,9 +3,10 @@
     python benchmarks/finetune.py --config configs/tiny/nft.yaml [--seeds 0 1 2] [--lr DIR --hr DIR] [key=value ...]
 
 Runs train.py once per seed (a finished run of the same name is read, not repeated), takes the held-out
-scores before and after from its records, and with --lr and --hr restores real pairs with the base and
-with each tuned checkpoint, the same noise for both.  Prints a Markdown table with paired 95 % intervals
-and writes everything to --output.  Several folders may follow --lr and --hr, in the same order.
+scores before and after from its records, and with --lr and --hr restores real pairs, which no run has
+seen, with the base and with each tuned checkpoint, the same noise for both: rewards and guards.  Prints a
+Markdown table with paired 95 % intervals and writes everything to --output.  Several folders may follow --lr
+and --hr, in the same order.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from lucidnft.config import load_config
 from lucidnft.images import list_images, read_image
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
+from lucidnft.records import ImageBatch
+from lucidnft.rewards import RewardSuite
 from lucidnft.training.comparison import ScoreComparison, compare_scores, read_scores
 from lucidnft.training.guards import Guards
 from lucidnft.training.run_folder import git_commit
@@ -44,16 +47,20 @@ def train(config_file: Path, seed: int, overrides: list[str]) -> Path:
     return run_dir
 
 
-def score_pairs(checkpoint: str, lr_folders: list[Path], hr_folders: list[Path]) -> dict[str, list[float]]:
-    """PSNR-Y, SSIM and FSIM of every pair, restored with noise keyed by the file's stem."""
+def score_pairs(
+    checkpoint: str, suite: RewardSuite, lr_folders: list[Path], hr_folders: list[Path]
+) -> dict[str, list[float]]:
+    """Rewards, PSNR-Y, SSIM and FSIM of every pair, restored with noise keyed by the file's stem."""
     policy, guards = load_policy(checkpoint), Guards()
-    scores: dict[str, list[float]] = {metric: [] for metric in PAIR_METRICS}
+    scores: dict[str, list[float]] = {name: [] for name in (*suite.names, *PAIR_METRICS)}
     for lr_folder, hr_folder in zip(lr_folders, hr_folders, strict=True):
         for path in tqdm(list_images(lr_folder), desc=Path(checkpoint).parent.name or checkpoint):
             lr, hr = read_image(path).rgb[None], read_image(hr_folder / path.name).rgb[None]
-            measured = guards.of_batch(restore(policy, lr, keys=[path.stem]), hr)
-            for metric in PAIR_METRICS:
-                scores[metric] += measured[metric]
+            sr, pair = restore(policy, lr, keys=[path.stem]), ImageBatch(lr, (path.stem,), (0,), hr=hr)
+            rewards = {n: v.flatten().tolist() for n, v in suite.score(sr[:, None], pair).by_name().items()}
+            measured = {**guards.of_batch(sr, hr), **rewards}
+            for name, values in scores.items():
+                values += measured[name]
     return scores
 
 
@@ -82,7 +89,9 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if len(args.lr) != len(args.hr):
         parser.error(f"--lr names {len(args.lr)} folders, --hr {len(args.hr)}; they go in pairs")
-    base_pairs = score_pairs("base", args.lr, args.hr) if args.lr else {}
+    rewards = load_config(args.config, args.overrides).rewards
+    suite = RewardSuite({name: settings.build() for name, settings in rewards.items()})
+    base_pairs = score_pairs("base", suite, args.lr, args.hr) if args.lr else {}
     rows: list[tuple[int, ScoreComparison]] = []
     record: dict[str, object] = {"commit": git_commit(), "overrides": args.overrides, "runs": {}}
     for seed in args.seeds:
@@ -90,10 +99,11 @@ def main() -> None:
         scores = read_scores(run_dir)
         of_seed = compare_scores(scores[0], scores[-1])
         checkpoint = sorted(run_dir.glob("checkpoint-*"))[-1]
-        pairs = score_pairs(str(checkpoint), args.lr, args.hr) if args.lr else {}
+        pairs = score_pairs(str(checkpoint), suite, args.lr, args.hr) if args.lr else {}
         for metric, values in pairs.items():
             paired = paired_difference(base_pairs[metric], values, key=f"pairs/{metric}")
-            of_seed.append(ScoreComparison(f"{metric} on real pairs", "guard", paired))
+            kind = "reward" if metric in suite.names else "guard"
+            of_seed.append(ScoreComparison(f"{metric} on real pairs", kind, paired))
         rows += [(seed, row) for row in of_seed]
         record["runs"][seed] = {"held_out": scores, "pairs": pairs}  # type: ignore[index]
     record["base_pairs"] = base_pairs

@@ -1,13 +1,14 @@
-"""How noisy is the NFT gradient of the tiny configuration, and what is left of it in its signs?
+"""How noisy is the NFT gradient of the tiny configuration, and what do its settings do about it?
 
-    python benchmarks/gradient_noise.py [--num_groups 8] [--redraws 12] [--batches 12]
+    python benchmarks/gradient_noise.py [--num_groups 6] [--redraws 12] [--batches 8]
 
 Two questions, both about LoRA gradients of the base on rollouts scored as configs/tiny/nft.yaml does:
 
 - draws: one batch of rollouts, fresh training times and noise again and again, drawn per rollout or shared by
   the rollouts of an LR image.  Total variance over the draws as a multiple of the squared length of the mean.
 - images: batches of different LR images, in two halves, and the gradient of each reward alone.  Cosine between
-  the halves, of the gradients and of their signs (what Adam steps by), at each trained time of the grid.
+  the halves, of the gradients and of their signs (what Adam steps by), with advantages of whole images and of
+  places, at several times.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lucidnft.advantages import decoupled_advantages
+from lucidnft.advantages import decoupled_advantages, groups_as_places, places_as_groups
 from lucidnft.algorithms.nft import NFT, NFTSettings
 from lucidnft.config import NFTConfig, load_config
 from lucidnft.policy import Policy, Role
-from lucidnft.records import Rollout
+from lucidnft.records import RewardOutput, Rollout
 from lucidnft.rewards import RewardSuite
 from lucidnft.rollout import generate_rollout
 from lucidnft.training.run_folder import git_commit
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "nft.yaml"
 RESULT = Path(__file__).parent / "results" / "gradient_noise.json"
+TIMES = (0.25, 0.5, 0.75, 1.0)
 
 
 class Experiment:
@@ -44,8 +46,8 @@ class Experiment:
         self.suite = RewardSuite({name: reward.build() for name, reward in config.rewards.items()})
         self.group_ids = tuple(range(config.rollout.num_groups))
 
-    def rollouts(self, step: int) -> tuple[Rollout, Tensor]:
-        """A batch of rollouts and its scores (G, K, M)."""
+    def rollouts(self, step: int) -> tuple[Rollout, RewardOutput]:
+        """A batch of rollouts and its scores, of whole images and of places."""
         batch = self.source.batch(step, len(self.group_ids), range(len(self.group_ids)))
         size = (batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale)
         condition = self.policy.encode_condition(batch)
@@ -54,13 +56,20 @@ class Experiment:
                 self.policy, condition, batch.group_ids, self.config.rollout,
                 seed=self.config.seed, step=step, size=size,
             )  # fmt: skip
-        return rollout, self.suite.score(self.policy.decode(rollout.x_0), batch).stacked
+        images = self.policy.decode(rollout.x_0)
+        return rollout, self.suite.score(images, batch, cell=self.config.train.advantage_cell)
 
     def advantages(self, scores: Tensor, weights: Tensor) -> Tensor:
-        """(G, K, M), (M,) -> (G, K) as the configuration forms them."""
+        """(G, K, M) -> (G, K), or (G, K, M, a, b) -> (G, K, a, b), as the configuration forms them."""
         train = self.config.train
-        return decoupled_advantages(
-            scores, weights, whiten=train.whiten_advantages, std_floor=train.advantage_std_floor
+        groups = scores if scores.ndim == 3 else places_as_groups(scores)
+        advantages = decoupled_advantages(
+            groups, weights, whiten=train.whiten_advantages, std_floor=train.advantage_std_floor
+        )
+        return (
+            advantages
+            if scores.ndim == 3
+            else groups_as_places(advantages, (scores.shape[3], scores.shape[4]))
         )
 
     def gradient(self, settings: NFTSettings, rollout: Rollout, advantages: Tensor, step: int) -> Tensor:
@@ -77,7 +86,7 @@ def noise_of_draws(experiment: Experiment, redraws: int) -> dict[str, float]:
     """Variance over training draws in units of the squared mean, for both ways of drawing."""
     rollout, scores = experiment.rollouts(0)
     weights = torch.tensor([reward.weight for reward in experiment.config.rewards.values()])
-    advantages = experiment.advantages(scores, weights)
+    advantages = experiment.advantages(scores.stacked if scores.places is None else scores.places, weights)
     found: dict[bool, Tensor] = {}
     for shared in (False, True):
         settings = experiment.config.train.model_copy(update={"share_draws_in_group": shared})
@@ -101,23 +110,28 @@ def noise_of_draws(experiment: Experiment, redraws: int) -> dict[str, float]:
 def agreement_of_halves(experiment: Experiment, batches: int) -> list[dict[str, float | str]]:
     """Cosine between the gradients of two halves of the LR images, and between their signs."""
     config = experiment.config
-    halves: dict[tuple[str, float], list[Tensor]] = {}
+    halves: dict[tuple[str, str, float], list[Tensor]] = {}
     for step in tqdm(range(batches), desc="batches"):
         rollout, scores = experiment.rollouts(step)
-        times = [t for t in rollout.time_grid.tolist() if 0 < t < 1]
-        for index, name in enumerate(config.rewards):
-            advantages = experiment.advantages(scores[..., index : index + 1], torch.ones(1))
-            for t in times:
-                around = {"t_min": t - 1e-3, "t_max": min(1.0, t + 1e-3), "num_train_timesteps": 1}
-                settings = config.train.model_copy(update={**around, "timestep_sampling": "grid"})
-                gradient = experiment.gradient(settings, rollout, advantages, step)
-                sums = halves.setdefault((name, t), [torch.zeros_like(gradient) for _ in range(2)])
-                sums[step % 2] += gradient
+        compared = {"images": scores.stacked, "places": scores.places}
+        for index, reward in enumerate(config.rewards):
+            for kind, values in compared.items():
+                if values is None:
+                    continue
+                advantages = experiment.advantages(values[:, :, index : index + 1], torch.ones(1))
+                for t in TIMES:
+                    around = {"t_min": t - 1e-3, "t_max": min(1.0, t + 1e-3), "num_train_timesteps": 1}
+                    settings = config.train.model_copy(update={**around, "timestep_sampling": "uniform"})
+                    gradient = experiment.gradient(settings, rollout, advantages, step)
+                    sums = halves.setdefault(
+                        (kind, reward, t), [torch.zeros_like(gradient) for _ in range(2)]
+                    )
+                    sums[step % 2] += gradient
     rows: list[dict[str, float | str]] = []
-    for (name, t), (one, other) in sorted(halves.items(), key=lambda item: -item[0][1]):
+    for (kind, reward, t), (one, other) in sorted(halves.items()):
         raw = float(torch.cosine_similarity(one, other, dim=0))
         signs = float(torch.cosine_similarity(one.sign(), other.sign(), dim=0))
-        rows.append({"t": round(t, 3), "reward": name, "gradients": raw, "signs": signs})
+        rows.append({"compared": kind, "reward": reward, "t": t, "gradients": raw, "signs": signs})
     return rows
 
 
@@ -125,9 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--num_groups", type=int, default=8)
+    parser.add_argument("--num_groups", type=int, default=6)
     parser.add_argument("--redraws", type=int, default=12)
-    parser.add_argument("--batches", type=int, default=12, help="of num_groups LR images; even")
+    parser.add_argument("--batches", type=int, default=8, help="of num_groups LR images; even")
     args = parser.parse_args()
     if args.batches % 2:
         parser.error(f"--batches is {args.batches}; two equal halves need an even number")
@@ -139,9 +153,10 @@ def main() -> None:
     for name, value in draws.items():
         note = "" if name.startswith("cosine") else "  variance / squared mean"
         print(f"{name:<24}{value:.3f}{note}")
-    print(f"{'t':>6}  {'reward':<14}{'gradients':>10}{'signs':>8}   cosine between halves")
+    print(f"{'compared':<10}{'reward':<14}{'t':>6}{'gradients':>11}{'signs':>8}   cosine between halves")
     for row in halves:
-        print(f"{row['t']:>6}  {row['reward']:<14}{row['gradients']:>10.3f}{row['signs']:>8.3f}")
+        name = f"{row['compared']:<10}{row['reward']:<14}"
+        print(f"{name}{row['t']:>6}{row['gradients']:>11.3f}{row['signs']:>8.3f}")
     record = {"commit": git_commit(), **vars(args), "draws": draws, "halves": halves}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
