@@ -64,15 +64,18 @@ def score_pairs(
     return scores
 
 
-def markdown(rows: list[tuple[int, ScoreComparison]]) -> str:
-    """One line per seed and score."""
+def markdown(of_seeds: dict[int, list[ScoreComparison]]) -> str:
+    """One line per score: its mean before, and for every seed the difference with its interval."""
+    seeds = " | ".join(f"seed {seed}: difference" for seed in of_seeds)
     lines = [
-        "| seed | score | kind | n | before | after | difference | 95 % interval |",
-        "| ---: | --- | --- | ---: | ---: | ---: | ---: | --- |",
+        f"| score | kind | n | before | {seeds} |",
+        "| --- | --- | ---: | ---: |" + " --- |" * len(of_seeds),
     ]
-    for seed, row in rows:
-        name, kind, n, before, after, difference, interval, _ = row.cells()
-        lines.append(f"| {seed} | {name} | {kind} | {n} | {before} | {after} | {difference} | {interval} |")
+    for rows in zip(*of_seeds.values(), strict=True):
+        cells = [row.cells() for row in rows]
+        name, kind, n, before = cells[0][:4]
+        changes = " | ".join(f"{difference} {interval}" for *_, difference, interval, _ in cells)
+        lines.append(f"| {name} | {kind} | {n} | {before} | {changes} |")
     return "\n".join(lines)
 
 
@@ -92,7 +95,7 @@ def main() -> None:
     rewards = load_config(args.config, args.overrides).rewards
     suite = RewardSuite({name: settings.build() for name, settings in rewards.items()})
     base_pairs = score_pairs("base", suite, args.lr, args.hr) if args.lr else {}
-    rows: list[tuple[int, ScoreComparison]] = []
+    compared: dict[int, list[ScoreComparison]] = {}
     record: dict[str, object] = {"commit": git_commit(), "overrides": args.overrides, "runs": {}}
     for seed in args.seeds:
         run_dir = train(args.config, seed, args.overrides)
@@ -104,10 +107,10 @@ def main() -> None:
             paired = paired_difference(base_pairs[metric], values, key=f"pairs/{metric}")
             kind = "reward" if metric in suite.names else "guard"
             of_seed.append(ScoreComparison(f"{metric} on real pairs", kind, paired))
-        rows += [(seed, row) for row in of_seed]
+        compared[seed] = of_seed
         record["runs"][seed] = {"held_out": scores, "pairs": pairs}  # type: ignore[index]
     record["base_pairs"] = base_pairs
-    record["table"] = markdown(rows)
+    record["table"] = markdown(compared)
     output = args.output or RESULTS / f"{args.config.stem}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(record, indent=1) + "\n")
