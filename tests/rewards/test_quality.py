@@ -90,6 +90,11 @@ def test_local_damage_shows_in_the_map_where_it_is(shipped: QualityNet, photogra
     assert drop.shape == (4, 1, 24, 24)
     assert drop[:, :, :10, :10].mean() > 0.2
     assert drop[:, :, 16:, 16:].abs().max() < 3e-3
+    right = photographs.clone()
+    right[:, :, :96, -96:] = damaged[:, :, :96, :96]
+    on_the_right = (shipped.score_map(photographs) - shipped.score_map(right)).mean(dim=0)
+    assert on_the_right[:10, -10:].mean() > 5 * on_the_right[-10:, :10].abs().max()
+    assert torch.allclose(shipped.score_map(right).mean(dim=(1, 2)), shipped.score(right))
 
 
 def test_the_reward_is_differentiable_and_a_step_along_the_gradient_raises_it(shipped: QualityNet) -> None:
