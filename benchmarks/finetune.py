@@ -96,7 +96,7 @@ def main() -> None:
     suite = RewardSuite({name: settings.build() for name, settings in rewards.items()})
     base_pairs = score_pairs("base", suite, args.lr, args.hr) if args.lr else {}
     compared: dict[int, list[ScoreComparison]] = {}
-    record: dict[str, object] = {"commit": git_commit(), "overrides": args.overrides, "runs": {}}
+    record: dict[str, object] = {"scored_at": git_commit(), "overrides": args.overrides, "runs": {}}
     for seed in args.seeds:
         run_dir = train(args.config, seed, args.overrides)
         scores = read_scores(run_dir)
@@ -108,7 +108,9 @@ def main() -> None:
             kind = "reward" if metric in suite.names else "guard"
             of_seed.append(ScoreComparison(f"{metric} on real pairs", kind, paired))
         compared[seed] = of_seed
-        record["runs"][seed] = {"held_out": scores, "pairs": pairs}  # type: ignore[index]
+        environment = json.loads((run_dir / "env.json").read_text())
+        ran = {key: environment[key] for key in ("git_commit", "packages", "num_threads")}  # not this tree's
+        record["runs"][seed] = {"ran": ran, "held_out": scores, "pairs": pairs}  # type: ignore[index]
     record["base_pairs"] = base_pairs
     record["table"] = markdown(compared)
     output = args.output or RESULTS / f"{args.config.stem}.json"

@@ -61,12 +61,15 @@ def batch_plan(
     grid = " ".join(f"{t:.3g}" for t in time_grid.tolist())
     per_step = -(-images // train.gradient_steps_per_epoch)
     micro = -(-per_step // train.per_device_batch_size)
+    cell = train.advantage_cell
+    compared = "whole images" if cell is None else f"places of {cell} x {cell} px, each with itself"
     passes = "current" + (" + reference" if train.kl_beta > 0 else "") + " (+ old, unless it equals current)"
     return "\n".join(
         [
             f"  processes                 {num_processes}",
             f"  LR images per step        {rollout.num_groups} ({share} per process), {height}x{width} px output",
             f"  rollouts per LR image     {rollout.group_size}: {images} per process, {rollout.chunk_size} at a time",
+            f"  compared in a group       {compared}",
             f"  solver                    {rollout.solver}, {rollout.num_inference_steps} steps: {grid}",
             f"  trained times             {num_times} per rollout ({train.timestep_sampling}, "
             f"{train.t_min:g} to {train.t_max:g}); passes: {passes}",
