@@ -1,6 +1,6 @@
 """Does reinforcement raise every reward it trains on, seed after seed, without harm to real pairs?
 
-    python benchmarks/finetune.py --config configs/tiny/nft.yaml [--seeds 0 1 2] [--lr DIR --hr DIR] [key=value ...]
+    python benchmarks/finetune.py --config configs/tiny/nft.yaml [key=value ...] [--seeds 0 1 2] [--lr DIR.. --hr DIR..]
 
 Runs train.py once per seed (a finished run of the same name is read, not repeated), takes the held-out
 scores before and after from its records, and with --lr and --hr restores real pairs, which no run has
