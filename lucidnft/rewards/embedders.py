@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from lucidnft.rewards.conv_trunk import ConvTrunk, keep_variance_
 
+CELL = 16
+"""Pixels per side of a place of the tiny embedder."""
+
 
 class ImageEmbedder(Protocol):
     """What a consistency reward asks of an embedder."""
@@ -44,7 +47,7 @@ class TinyEmbedder(ConvTrunk):
     """A small convolutional encoder, one vector per 16 x 16 patch (with what surrounds it); any size."""
 
     name = "tiny"
-    cell: int | None = 16
+    cell: int | None = CELL
     resizes_lr = True  # a convolution sees LR and SR alike only at one scale
 
     def __init__(self, architecture: EmbedderArchitecture | None = None) -> None:

@@ -35,12 +35,11 @@ from lucidnft.rewards.consistency import (
     load_consistency_network,
     save_consistency_network,
 )
+from lucidnft.rewards.embedders import CELL
 from lucidnft.rng import numpy_generator_for
 from lucidnft.training.photographs import Photographs, PhotographSettings
 
 UPSCALE = 4
-CELL = 16
-"""Pixels per side of a place of the tiny embedder."""
 PRESETS: tuple[Preset, ...] = ("realesrgan", "light", "bsrgan", "bicubic")
 # Blur, blocking and over-smoothing are what LR itself has: the embedder must not mind them.
 WRONG_KINDS = (
