@@ -96,7 +96,10 @@ def main() -> None:
     suite = RewardSuite({name: settings.build() for name, settings in rewards.items()})
     base_pairs = score_pairs("base", suite, args.lr, args.hr) if args.lr else {}
     compared: dict[int, list[ScoreComparison]] = {}
-    record: dict[str, object] = {"scored_at": git_commit(), "overrides": args.overrides, "runs": {}}
+    overrides = [
+        text for text in args.overrides if not text.startswith("output_dir=")
+    ]  # says nothing elsewhere
+    record: dict[str, object] = {"scored_at": git_commit(), "overrides": overrides, "runs": {}}
     for seed in args.seeds:
         run_dir = train(args.config, seed, args.overrides)
         scores = read_scores(run_dir)
