@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lucidnft.advantages import decoupled_advantages, groups_as_places, places_as_groups
 from lucidnft.algorithms.nft import NFT, NFTSettings
 from lucidnft.config import NFTConfig, load_config
 from lucidnft.policy import Policy, Role
@@ -59,19 +58,6 @@ class Experiment:
         images = self.policy.decode(rollout.x_0)
         return rollout, self.suite.score(images, batch, cell=self.config.train.advantage_cell)
 
-    def advantages(self, scores: Tensor, weights: Tensor) -> Tensor:
-        """(G, K, M) -> (G, K), or (G, K, M, a, b) -> (G, K, a, b), as the configuration forms them."""
-        train = self.config.train
-        groups = scores if scores.ndim == 3 else places_as_groups(scores)
-        advantages = decoupled_advantages(
-            groups, weights, whiten=train.whiten_advantages, std_floor=train.advantage_std_floor
-        )
-        return (
-            advantages
-            if scores.ndim == 3
-            else groups_as_places(advantages, (scores.shape[3], scores.shape[4]))
-        )
-
     def gradient(self, settings: NFTSettings, rollout: Rollout, advantages: Tensor, step: int) -> Tensor:
         """(P,) the gradient of one optimiser step with the training draws of `step`."""
         algorithm = NFT(settings, seed=self.config.seed)
@@ -86,7 +72,7 @@ def noise_of_draws(experiment: Experiment, redraws: int) -> dict[str, float]:
     """Variance over training draws in units of the squared mean, for both ways of drawing."""
     rollout, scores = experiment.rollouts(0)
     weights = torch.tensor([reward.weight for reward in experiment.config.rewards.values()])
-    advantages = experiment.advantages(scores.stacked if scores.places is None else scores.places, weights)
+    advantages = experiment.config.train.advantages(scores.compared, weights)
     found: dict[bool, Tensor] = {}
     for shared in (False, True):
         settings = experiment.config.train.model_copy(update={"share_draws_in_group": shared})
@@ -118,7 +104,7 @@ def agreement_of_halves(experiment: Experiment, batches: int) -> list[dict[str, 
             for kind, values in compared.items():
                 if values is None:
                     continue
-                advantages = experiment.advantages(values[:, :, index : index + 1], torch.ones(1))
+                advantages = config.train.advantages(values[:, :, index : index + 1], torch.ones(1))
                 for t in TIMES:
                     around = {"t_min": t - 1e-3, "t_max": min(1.0, t + 1e-3), "num_train_timesteps": 1}
                     settings = config.train.model_copy(update={**around, "timestep_sampling": "uniform"})

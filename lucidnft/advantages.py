@@ -7,6 +7,7 @@ is the baseline.  Scores are (G, K, M): groups, rollouts, rewards; higher is bet
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -126,11 +127,13 @@ def places_as_groups(place_scores: Float[Tensor, "g k m h w"]) -> Float[Tensor, 
     return place_scores.permute(0, 3, 4, 1, 2).flatten(0, 2)
 
 
-def groups_as_places(
-    advantages: Float[Tensor, "places k"], grid: tuple[int, int]
+def advantages_of_places(
+    place_scores: Float[Tensor, "g k m h w"], compare: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "g k h w"]:
-    """Advantages of `places_as_groups` on their (h, w) grid again."""
-    return advantages.view(-1, *grid, advantages.shape[1]).permute(0, 3, 1, 2)
+    """Advantages of every place, by a `compare` that takes (groups, K, M) to (groups, K)."""
+    flat = compare(places_as_groups(place_scores))
+    advantages: Tensor = flat.unflatten(0, (-1, *place_scores.shape[3:])).permute(0, 3, 1, 2)
+    return advantages
 
 
 def select_advantages(

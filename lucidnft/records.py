@@ -124,6 +124,11 @@ class RewardOutput:
         default_factory=dict
     )  # by reward
 
+    @property
+    def compared(self) -> Tensor:
+        """The scores that advantages are made of: of places (G, K, M, h, w) if there are any, else (G, K, M)."""
+        return self.stacked if self.places is None else self.places
+
     def by_name(self) -> dict[str, Tensor]:
         """{reward name: (G, K)}."""
         return {name: self.stacked[..., m] for m, name in enumerate(self.names)}

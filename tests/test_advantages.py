@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from lucidnft.advantages import (
     advantage_health,
+    advantages_of_places,
     decoupled_advantages,
-    groups_as_places,
     optimality,
     places_as_groups,
     scalarised_advantages,
@@ -177,8 +177,7 @@ def test_unusable_scores_are_refused(scores, weights, words):
 def test_a_place_is_compared_with_itself_in_the_other_rollouts_alone(seed, height, width):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn((2, 5, 3, height, width), generator=generator)
-    flat = decoupled_advantages(places_as_groups(scores), WEIGHTS, whiten=False)
-    advantages = groups_as_places(flat, (height, width))
+    advantages = advantages_of_places(scores, lambda s: decoupled_advantages(s, WEIGHTS, whiten=False))
     assert advantages.shape == (2, 5, height, width)
     g, row, column = seed % 2, seed % height, seed % width
     alone = decoupled_advantages(scores[g : g + 1, :, :, row, column], WEIGHTS, whiten=False)
@@ -190,4 +189,5 @@ def test_one_place_is_the_whole_image():
     scores = scores_of(2)
     as_places = places_as_groups(scores[..., None, None])
     torch.testing.assert_close(as_places, scores)
-    torch.testing.assert_close(groups_as_places(scores[..., 0], (1, 1))[..., 0, 0], scores[..., 0])
+    on_a_grid = advantages_of_places(scores[..., None, None], lambda s: s[..., 0])
+    torch.testing.assert_close(on_a_grid[..., 0, 0], scores[..., 0])

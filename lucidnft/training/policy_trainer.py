@@ -13,13 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from lucidnft.advantages import (
-    advantage_health,
-    decoupled_advantages,
-    groups_as_places,
-    places_as_groups,
-    scalarised_advantages,
-)
+from lucidnft.advantages import advantage_health, places_as_groups
 from lucidnft.algorithms.nft import NFT, old_policy_decay
 from lucidnft.checkpoint import checkpoint_folder, load_tensors, prune_checkpoints, save_tensors
 from lucidnft.data.batches import HeldOut, ImageSource
@@ -97,7 +91,8 @@ class PolicyTrainer:
             images = self.policy.decode(rollout.x_0, chunk_size=self.rollout.chunk_size)
         with phase("reward"):
             scores = self.gather(self.suite.score(images, batch, cell=self.train.advantage_cell))
-        advantages = self.advantages_of(scores)
+        # Of all groups, on every rank: whitening spans the batch, and scores are few numbers to gather.
+        advantages = self.train.advantages(scores.compared, self.weights)
         with phase("optimise"):
             logs = self.optimise(rollout, advantages[self.rows.start : self.rows.stop], batch.group_ids, step)
         self.policy.update_old(self.old_decay())
@@ -123,26 +118,6 @@ class PolicyTrainer:
             names=scores.names,
             stacked=self.accelerator.gather(scores.stacked.contiguous()),
             places=None if places is None else self.accelerator.gather(places.contiguous()),
-        )
-
-    def advantages_of(self, scores: RewardOutput) -> Tensor:
-        """Scores of all groups -> (G_all, K), or (G_all, K, a, b) where places were scored.
-
-        Every rank computes them for all groups: whitening spans the batch, and K x M numbers per group
-        are cheaper to gather than to reduce twice.
-        """
-        if scores.places is None:
-            return self.compare(scores.stacked)
-        height, width = scores.places.shape[3:]
-        return groups_as_places(self.compare(places_as_groups(scores.places)), (height, width))
-
-    def compare(self, scores: Tensor) -> Tensor:
-        """(groups, K, M) -> (groups, K), by the configured aggregation."""
-        weights = self.weights.to(scores.device)
-        if self.train.advantage_aggregation in ("weighted_sum", "sum"):
-            return scalarised_advantages(scores, weights, std="global" if self.train.global_std else "group")
-        return decoupled_advantages(
-            scores, weights, whiten=self.train.whiten_advantages, std_floor=self.train.advantage_std_floor
         )
 
     def optimise(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
 
+from lucidnft.advantages import advantages_of_places, decoupled_advantages, scalarised_advantages
 from lucidnft.algorithms.nft import NFTSettings
 from lucidnft.schema import ConfigModel
 
@@ -93,6 +96,22 @@ class NFTTrainConfig(NFTSettings, BackboneTrainSettings):
     # by the rewards that have a map; null compares whole images, as LucidNFT.
     advantage_cell: int | None = Field(default=None, ge=1)
     old_policy: OldPolicySettings = OldPolicySettings()
+
+    def advantages(self, scores: Tensor, weights: Tensor) -> Tensor:
+        """Advantages (G, K) of scores (G, K, M), or (G, K, a, b) of the scores (G, K, M, a, b) of places.
+
+        weights: (M,) of the rewards.
+        """
+        weights = weights.to(scores.device)
+        if self.advantage_aggregation in ("weighted_sum", "sum"):
+            std: Literal["global", "group"] = "global" if self.global_std else "group"
+            compare = partial(scalarised_advantages, weights=weights, std=std)
+        else:
+            floor = self.advantage_std_floor
+            compare = partial(
+                decoupled_advantages, weights=weights, whiten=self.whiten_advantages, std_floor=floor
+            )
+        return compare(scores) if scores.ndim == 3 else advantages_of_places(scores, compare)
 
 
 class EvalSchedule(ConfigModel):

@@ -195,7 +195,9 @@ def test_groups_split_over_ranks_give_the_same_rollouts_scores_and_advantages(tm
         parts.append((rollout.x_0, run.suite.score(run.policy.decode(rollout.x_0), batch).stacked))
     torch.testing.assert_close(torch.cat([p[0] for p in parts]), whole.rollout.x_0, rtol=1e-4, atol=1e-4)
     scores = torch.cat([p[1] for p in parts])
-    torch.testing.assert_close(run.compare(scores), whole.advantages, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        run.train.advantages(scores, run.weights), whole.advantages, rtol=1e-2, atol=1e-2
+    )
 
 
 class StripeMap(Stripes):
@@ -212,7 +214,7 @@ def test_places_are_compared_and_trained_where_the_rewards_have_maps(tmp_path):
     report = run.run_step(0)
     assert report.advantages.shape == (2, 3, 4, 4) and report.scores.places.shape == (2, 3, 2, 4, 4)
     assert float(report.advantages.mean(dim=1).abs().max()) < 1e-3
-    whole = run.compare(report.scores.stacked)
+    whole = run.train.advantages(report.scores.stacked, run.weights)
     assert float((report.advantages - whole[..., None, None]).abs().max()) > 0.1
     assert report.scalars["advantage/distinct_levels"] > 1
     assert any(not torch.equal(v, before[n]) for n, v in run.policy.state(Role.CURRENT).items())
@@ -221,11 +223,11 @@ def test_places_are_compared_and_trained_where_the_rewards_have_maps(tmp_path):
 def test_aggregations_lead_to_different_advantages(tmp_path):
     run = trainer(tmp_path)
     scores = torch.rand((3, 4, 2), generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 20.0])
-    decoupled = run.compare(scores)
+    decoupled = run.train.advantages(scores, run.weights)
     run.train = run.train.model_copy(update={"advantage_aggregation": "weighted_sum"})
-    scalarised = run.compare(scores)
+    scalarised = run.train.advantages(scores, run.weights)
     run.train = run.train.model_copy(update={"global_std": False})
-    grouped = run.compare(scores)
+    grouped = run.train.advantages(scores, run.weights)
     assert not torch.allclose(decoupled, scalarised, atol=0.05)
     assert not torch.allclose(scalarised, grouped, atol=0.05)
 
