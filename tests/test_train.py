@@ -251,6 +251,7 @@ def test_supervised_runs_start_save_and_resume(tmp_path):
         (["train.learning_rate=fast"], "train.learning_rate: expected float, got 'fast' (str)"),
         (["train.lerning_rate=1"], "did you mean learning_rate?"),
         (["rewards.ref={type: full_reference, metric: psnr}"], "needs hr"),
+        (["rewards={whole: {type: tests.outside_reward:ContrastConfig}}"], "train.advantage_cell=null"),
         (["train.device=cuda"], "train.device=cpu"),
         (["model.model_name_or_path=/nowhere.safetensors"], "/nowhere.safetensors"),
         (["train.device=cuda:x"], "'train.device=cuda:x': expected"),
@@ -277,7 +278,8 @@ def test_an_untrained_base_is_named_instead_of_training_nothing(tmp_path):
 
 def test_a_fault_on_the_way_ends_with_one_message_and_keeps_the_last_checkpoint(tmp_path):
     rewards = "rewards={breaks: {type: tests.outside_reward:BreaksConfig, calls: 6}}"
-    done = run("nft", tmp_path, *NFT, rewards, "train.max_train_steps=9", "log.save_steps=1", expect=1)
+    whole = "train.advantage_cell=null"
+    done = run("nft", tmp_path, *NFT, rewards, whole, "train.max_train_steps=9", "log.save_steps=1", expect=1)
     message = done.stderr[done.stderr.index("train.py: ") :]
     assert "breaks" in message and "--resume_from_checkpoint latest" in message and "Traceback" not in message
     last = message.split("last checkpoint: ")[1].split(";")[0]

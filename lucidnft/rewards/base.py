@@ -58,12 +58,18 @@ class Reward(ABC):
     def score(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) in [0, 1] and the reference rows of the same N images -> (N,) float32, higher is better."""
 
-    def score_map(self, sr: Tensor, reference: Reference) -> Tensor | None:
+    @property
+    def scores_places(self) -> bool:
+        """Whether this reward also says where an image is good: whether it has a `score_map`."""
+        return type(self).score_map is not Reward.score_map
+
+    def score_map(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) -> (N, h, w) scores of the places of an image, whose mean is its score, on any grid.
 
-        The default is None: this reward judges an image as a whole.
+        Raises:
+            NotImplementedError: this reward judges an image as a whole.
         """
-        return None
+        raise NotImplementedError(f"reward '{self.card.name}' judges an image as a whole, it has no map")
 
     def to(self, device: torch.device | str) -> Reward:
         """Move the networks of this reward; the default has none."""
@@ -166,6 +172,14 @@ class RewardSuite:
                     f"{', '.join(sorted(provides))} only; remove the reward or use a dataset that has it"
                 )
 
+    def check_places(self, cell: int | None) -> None:
+        """Raise a ValueError at start when places are to be compared and no reward tells them apart."""
+        if cell is not None and not any(reward.scores_places for reward in self.rewards.values()):
+            raise ValueError(
+                f"train.advantage_cell is {cell} but no reward of this run ({', '.join(self.names)}) says where "
+                "an image is good; set train.advantage_cell=null or add a reward with a map"
+            )
+
     def to(self, device: torch.device | str) -> RewardSuite:
         """Move every reward."""
         for reward in self.rewards.values():
@@ -188,33 +202,32 @@ class RewardSuite:
         rows = torch.arange(groups).repeat_interleave(group_size)
         keys = [f"{batch.keys[g]} (rollout {k})" for g in range(groups) for k in range(group_size)]
         grid = None if cell is None else (max(1, size[0] // cell), max(1, size[1] // cell))
-        columns, maps = [], []
+        columns, maps = [], []  # maps stays empty without a grid
         for name, reward in self.rewards.items():
             check_size(reward.card, size)
             reference = reward.reference(batch.lr, batch.hr, batch.prompts, size)
-            parts, maps_of_parts = [], []
+            parts = []
             for start in range(0, flat.shape[0], self.chunk_size):
                 part = slice(start, start + self.chunk_size)
                 rows_of_part = {n: v[rows[part].to(v.device)] for n, v in reference.items()}
-                scores, on_grid = score_part(reward, flat[part], rows_of_part, grid)
-                parts.append(scores)
-                maps_of_parts.append(on_grid)
-            scores = torch.cat(parts)
+                parts.append(score_part(reward, flat[part], rows_of_part, grid))
+            scores = torch.cat([scores for scores, _ in parts])
             check_scores(scores, flat.shape[0], name, keys)
             columns.append(split_groups(scores, group_size))
-            maps.append(split_groups(torch.cat(maps_of_parts), group_size))
-        places = None if grid is None else torch.stack(maps, dim=2)
+            if grid is not None:
+                maps.append(
+                    split_groups(torch.cat([places for _, places in parts if places is not None]), group_size)
+                )
+        places = torch.stack(maps, dim=2) if maps else None
         return RewardOutput(names=self.names, stacked=torch.stack(columns, dim=-1), places=places)
 
 
 def score_part(
     reward: Reward, sr: Tensor, reference: Reference, grid: tuple[int, int] | None
-) -> tuple[Tensor, Tensor]:
-    """Scores (N,) and, on the grid if there is one, scores of places (N, h, w); without one, (N, 0, 0)."""
-    if grid is None:
-        return reward.score(sr, reference).float().reshape(-1), sr.new_empty((len(sr), 0, 0))
-    places = reward.score_map(sr, reference)
-    if places is None:
-        scores = reward.score(sr, reference).float().reshape(-1)
-        return scores, scores[:, None, None].expand(-1, *grid)
-    return places.float().mean(dim=(1, 2)), F.adaptive_avg_pool2d(places.float(), grid)
+) -> tuple[Tensor, Tensor | None]:
+    """Scores (N,) and, when a grid is asked for, scores of its places (N, h, w)."""
+    if grid is not None and reward.scores_places:
+        places = reward.score_map(sr, reference).float()
+        return places.mean(dim=(1, 2)), F.adaptive_avg_pool2d(places, grid)
+    scores = reward.score(sr, reference).float().reshape(-1)
+    return scores, None if grid is None else scores[:, None, None].expand(-1, *grid)

@@ -99,10 +99,15 @@ class LucidConsistency(Reward):
         """(N, 3, H, W) in [0, 1] -> (N,) float32 in [-1, 1]."""
         return self.local_scores(sr, reference).mean(dim=1)
 
-    def score_map(self, sr: Tensor, reference: Reference) -> Tensor | None:
-        """(N, 3, H, W) -> (N, ceil(H/16), ceil(W/16)) cosines; None where the embedder sees images as a whole."""
+    @property
+    def scores_places(self) -> bool:
+        """Whether the embedder looks at places, or at images as a whole."""
+        return self.embedder.cell is not None
+
+    def score_map(self, sr: Tensor, reference: Reference) -> Tensor:
+        """(N, 3, H, W) -> (N, ceil(H/cell), ceil(W/cell)) cosines, where the embedder has cells."""
         if self.embedder.cell is None:
-            return None
+            return super().score_map(sr, reference)
         rows = -(-sr.shape[2] // self.embedder.cell)
         return self.local_scores(sr, reference).unflatten(1, (rows, -1))
 

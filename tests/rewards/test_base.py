@@ -70,6 +70,13 @@ def test_places_are_scored_by_the_rewards_that_have_a_map_and_share_the_score_of
     assert torch.equal(output.places[:, :, 1], output.stacked[..., 1, None, None].expand(-1, -1, 2, 3))
 
 
+def test_places_to_compare_need_a_reward_that_tells_them_apart() -> None:
+    RewardSuite({"columns": Columns(), "whole": Fixed()}).check_places(16)
+    RewardSuite({"whole": Fixed()}).check_places(None)
+    with pytest.raises(ValueError, match=r"advantage_cell is 16 but no reward .*\(one, two\).*=null"):
+        RewardSuite({"one": Fixed(), "two": Fixed()}).check_places(16)
+
+
 def test_a_cell_larger_than_the_image_is_the_image() -> None:
     output = RewardSuite({"columns": Columns()}).score(torch.rand(2, 3, 3, 32, 32), batch(), cell=100)
     assert output.places is not None

@@ -80,8 +80,7 @@ def test_one_vector_embedders_fit_and_score_their_cosine() -> None:
     expected = F.cosine_similarity(head(embedder.embed(sr))[:, 0], head(embedder.embed(lr))[:, 0])
     assert torch.allclose(scores, expected, atol=1e-6)
     assert embedder.sizes[0] == (3, 3, 8, 8)
-    reward = LucidConsistency(embedder, head)
-    assert reward.score_map(sr, reward.reference(lr, None, None, (32, 32))) is None
+    assert small_reward().scores_places and not LucidConsistency(embedder, head).scores_places
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 56)])
@@ -91,7 +90,7 @@ def test_the_map_has_the_score_as_its_mean_and_shows_where_images_differ(size: t
     sr[..., :16, -16:] = torch.rand(2, 3, 16, 16)
     reference = reward.reference(lr, None, None, size)
     places = reward.score_map(sr, reference)
-    assert places is not None and places.shape == (2, -(-size[0] // 16), -(-size[1] // 16))
+    assert places.shape == (2, -(-size[0] // 16), -(-size[1] // 16))
     assert torch.allclose(places.mean(dim=(1, 2)), reward.score(sr, reference))
     assert (places[:, 0, -1] < places[:, -1, 0]).all()
 
