@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
@@ -21,6 +22,9 @@ from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from lucidnft.rng import numpy_generator_for  # noqa: E402
+from tests.run_files import GOOD  # noqa: E402
+from tests.small_backbone import small_backbone  # noqa: E402
+from tests.train_command import ENVIRONMENT, NFT, run  # noqa: E402
 
 settings.register_profile("offline", deadline=None, derandomize=True, max_examples=50, print_blob=True)
 settings.load_profile("offline")
@@ -107,4 +111,32 @@ def tiny_images(tmp_path: Path) -> Path:
         pixels = np.stack(waves, axis=-1) * 0.45 + 0.5
         suffix = ("png", "jpg", "webp")[index % 3]
         Image.fromarray((pixels * 255).round().astype(np.uint8)).save(folder / f"{index:03d}.{suffix}")
+    return folder
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a run file, a good one unless told otherwise, and says where."""
+
+    def write(text: str = GOOD) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A base that can be trained: the last layer of an untrained one is zero, and so is every gradient."""
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    small_backbone().save_pretrained(path)
+    os.environ["SMALL_BASE"] = ENVIRONMENT["SMALL_BASE"] = str(path)
+
+
+@pytest.fixture(scope="session")
+def unbroken(small_base: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of six steps that nothing stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    run("nft", folder, *NFT, "train.max_train_steps=6")
     return folder

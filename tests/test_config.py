@@ -2,75 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import textwrap
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lucidnft.config import ConfigError, dump_config, load_config, parse_config
-
-GOOD = """
-task: nft
-model: {type: tiny}
-data: {type: lr_folder}
-rewards:
-  fidelity: {type: lr_fidelity, weight: 0.5}
-  musiq: {type: iqa, metric: musiq}
-train: {learning_rate: 1e-4, max_train_steps: 3}
-"""
-
-SHIPPED = Path(__file__).resolve().parents[1] / "configs/tiny/nft.yaml"
-TWO_NAMES = (
-    "rollout.num_generations: num_generations is another name of group_size; "
-    "remove one of the two, they differ, got 12 (int)"
-)
-
-OUTSIDE = """
-from lucidnft.schema import ConfigModel
-
-
-class SharpConfig(ConfigModel):
-    strength: float
-    weight: float = 1.0
-
-    def build(self):
-        return None
-
-
-class Plain:
-    pass
-"""
-
-
-@pytest.fixture
-def run_file(tmp_path):
-    def write(text: str = GOOD):
-        path = tmp_path / "mine.yaml"
-        path.write_text(textwrap.dedent(text))
-        return path
-
-    return write
-
-
-@pytest.fixture
-def outside_module(tmp_path, monkeypatch):
-    (tmp_path / "outside_rewards.py").write_text(OUTSIDE)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "outside_rewards"
-    sys.modules.pop("outside_rewards", None)
-
-
-def problems(path, *overrides) -> list[str]:
-    with pytest.raises(ConfigError) as error:
-        load_config(path, list(overrides))
-    first, *lines = str(error.value).split("\n")
-    assert first == f"{len(lines)} problem(s) in {path}:"
-    assert all(line.startswith("  ") for line in lines)
-    return [line.strip() for line in lines]
+from lucidnft.config import dump_config, load_config, parse_config
+from tests.run_files import GOOD, message, problems
 
 
 def test_a_good_file_becomes_typed_frozen_settings(run_file):
@@ -172,85 +110,9 @@ def test_the_task_is_asked_for_first(run_file, task, sentence):
     assert line.startswith(f"task: {sentence}")
 
 
-def test_overrides_set_add_replace_and_come_in_order(run_file):
-    config = load_config(
-        run_file(),
-        [
-            "train.max_train_steps=5",
-            "train.max_train_steps=6",
-            "model.lora_rank=4",
-            "data.folder=my photos=old",
-            "rewards={only: {type: iqa, metric: niqe}}",
-            "output_dir=${oc.env:HOME}/${task}",
-        ],
-    )
-    assert config.train.max_train_steps == 6
-    assert config.train.learning_rate == 1e-4
-    assert config.model.lora_rank == 4
-    assert config.data.folder == "my photos=old"
-    assert list(config.rewards) == ["only"]
-    assert config.output_dir.endswith("/nft")
-    assert "$" not in config.output_dir
-
-
-@pytest.mark.parametrize(
-    ("overrides", "size"),
-    [
-        (["rollout.num_generations=12"], 12),
-        (["rollout.num_generations=12", "rollout.num_generations=14"], 14),
-        (["rollout.num_generations=12", "rollout.group_size=12"], 12),
-        (["rollout={num_generations: 12}"], 12),
-        (["rollout={num_generations: 12}", "rollout.num_generations=14"], 14),
-        (["rollout={num_groups: 2}", "rollout.num_generations=14"], 14),
-    ],
-)
-def test_an_override_by_the_other_name_wins_over_the_file(overrides, size):
-    assert load_config(SHIPPED, overrides).rollout.group_size == size
-
-
-def test_an_interpolation_of_either_name_sees_the_override():
-    for name in ("group_size", "num_generations"):
-        config = load_config(
-            SHIPPED, ["rollout.num_generations=12", f"rollout.num_groups=${{rollout.{name}}}"]
-        )
-        assert config.rollout.num_groups == 12
-
-
-def test_either_name_of_a_setting_in_the_file_gives_way_to_either_in_an_override(run_file):
-    path = run_file(GOOD + "rollout: {num_generations: 6}\n")
-    assert load_config(path).rollout.group_size == 6
-    assert load_config(path, ["rollout.group_size=4"]).rollout.group_size == 4
-    assert load_config(path, ["rollout.num_generations=4"]).rollout.group_size == 4
-    assert load_config(run_file(dump_config(load_config(path)))) == load_config(path)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["rollout.num_generations=12", "rollout.group_size=8"],
-        ["rollout.group_size=8", "rollout.num_generations=12"],
-        ["rollout={num_generations: 12}", "rollout.group_size=8"],
-        ["rollout={num_generations: 12, group_size: 8}"],
-    ],
-)
-def test_two_names_with_two_values_in_the_overrides_are_named(overrides):
-    assert problems(SHIPPED, *overrides) == [TWO_NAMES]
-
-
-def test_two_names_with_two_values_in_the_file_are_named(run_file):
-    path = run_file(GOOD + "rollout: {num_generations: 12, group_size: 8, solver: eulr}\n")
-    assert problems(path) == ["rollout.solver: 'eulr' is unknown; did you mean euler?", TWO_NAMES]
-
-
 def test_interpolations_are_resolved(run_file):
     config = load_config(run_file(GOOD + "seed: 7\noutput_dir: out/${seed}\neval: {seed: '${seed}'}\n"))
     assert (config.output_dir, config.eval.seed) == ("out/7", 7)
-
-
-def message(path, *overrides) -> str:
-    with pytest.raises(ConfigError) as error:
-        load_config(path, list(overrides))
-    return str(error.value)
 
 
 def test_files_that_cannot_be_read_are_one_clear_message(run_file, tmp_path):
@@ -264,20 +126,6 @@ def test_files_that_cannot_be_read_are_one_clear_message(run_file, tmp_path):
     path = run_file()
     path.write_bytes(b"\xff\xfe\x00")
     assert "is not valid YAML" in message(path)
-
-
-@pytest.mark.parametrize("override", ["train.max_train_steps", "=3", "", "a..b=3", ".=3", "a.=1"])
-def test_malformed_overrides_are_named(run_file, override):
-    assert message(run_file(), override).startswith(
-        f"override {override!r} is not of the form key.path=value"
-    )
-
-
-@pytest.mark.parametrize("override", ["train.learning_rate=[1", "train.learning_rate={a"])
-def test_overrides_that_are_no_yaml_are_named(run_file, override):
-    text = message(run_file(), override)
-    assert text.startswith(f"override {override!r} cannot be applied")
-    assert "\n" not in text
 
 
 def test_a_broken_interpolation_is_named(run_file):
@@ -307,43 +155,6 @@ def test_sections_have_to_suit_the_task(run_file):
 def test_checks_of_a_component_speak_for_themselves(run_file):
     (line,) = problems(run_file(), "data={type: paired_folder, lr_folder: a}")
     assert line == "data: lr_folder and hr_folder belong together; set hr_folder too"
-
-
-def test_a_class_from_outside_needs_no_change_here(run_file, outside_module):
-    path = run_file(GOOD + f"  # comment\nseed: 3\nrun_name: {outside_module}\n")
-    added = f"rewards.sharp={{type: '{outside_module}:SharpConfig', strength: 2}}"
-    config = load_config(path, [added])
-    assert type(config.rewards["sharp"]).__name__ == "SharpConfig"
-    assert config.rewards["sharp"].strength == 2.0
-    path.write_text(dump_config(config))
-    assert load_config(path) == config
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (
-            "{type: 'nowhere_xyz.a:B'}",
-            "type: 'nowhere_xyz.a:B' cannot be imported: No module named 'nowhere_xyz'",
-        ),
-        (
-            "{type: 'outside_rewards:B'}",
-            "type: 'outside_rewards:B' cannot be imported: module 'outside_rewards' has",
-        ),
-        (
-            "{type: 'outside_rewards:Plain'}",
-            "type: 'outside_rewards:Plain' is not a subclass of lucidnft.schema",
-        ),
-        ("{type: 'outside_rewards:SharpConfig'}", "strength: missing; expected float"),
-        (
-            "{type: 'outside_rewards:SharpConfig', strength: 1, strenght: 2}",
-            "strenght: unknown key; did you mean strength?",
-        ),
-    ],
-)
-def test_problems_with_a_class_from_outside_are_named(run_file, outside_module, settings, sentence):
-    (line,) = problems(run_file(), f"rewards.sharp={settings}")
-    assert line.startswith(f"rewards.sharp.{sentence}")
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)

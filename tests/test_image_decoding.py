@@ -293,8 +293,8 @@ def test_truncated_files_are_refused(tmp_path, suffix):
 def test_things_that_are_not_images_are_refused(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "folder.png").mkdir()
-    tifffile.imwrite(tmp_path / "float.tif", np.zeros((4, 4), np.float32))
-    tifffile.imwrite(tmp_path / "int.tif", np.zeros((4, 4), np.int32))
+    for name, kind in (("float", np.float32), ("int", np.int32)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((4, 4), kind))
     for name in ("text.png", "folder.png", "float.tif", "int.tif", "missing.png"):
         with pytest.raises(UnreadableImageError, match=name):
             read_image(tmp_path / name)
