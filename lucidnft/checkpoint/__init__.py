@@ -9,6 +9,7 @@ from lucidnft.checkpoint.folders import (
     latest_checkpoint,
     prune_checkpoints,
     set_aside_newer,
+    unused_name,
 )
 from lucidnft.checkpoint.optimizer_state import flatten_optimizer, load_optimizer_
 from lucidnft.checkpoint.tensor_files import (
@@ -34,4 +35,5 @@ __all__ = [
     "save_json",
     "save_tensors",
     "set_aside_newer",
+    "unused_name",
 ]

@@ -139,14 +139,19 @@ def set_aside_newer(run_dir: str | Path, step: int) -> list[Path]:
     for final in sorted(_checkpoint_names(run_dir), key=_step_of):
         for folder in (final, _hidden(final, "replaced")):
             if _step_of(final) > step and _is_complete(folder):
-                target = run_dir / "superseded" / final.name
-                number = 1
-                while target.exists():
-                    target = target.with_name(f"{final.name}.{number}")
-                    number += 1
+                target = unused_name(run_dir / "superseded" / final.name)
                 target.parent.mkdir(exist_ok=True)
                 moved.append(folder.rename(target))
     return moved
+
+
+def unused_name(path: Path) -> Path:
+    """The path itself if nothing is there, else the first of <path>.1, <path>.2, ... where nothing is."""
+    unused, number = path, 0
+    while unused.exists():
+        number += 1
+        unused = path.with_name(f"{path.name}.{number}")
+    return unused
 
 
 def _files_of(folder: Path) -> list[Path]:

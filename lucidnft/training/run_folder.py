@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator
 
 from lucidnft import __version__
-from lucidnft.checkpoint import check_checkpoint, latest_checkpoint, save_json, set_aside_newer
+from lucidnft.checkpoint import check_checkpoint, latest_checkpoint, save_json, set_aside_newer, unused_name
 
 ERROR_FILE = "error.txt"
 RECORDS = ("metrics.jsonl", "eval", "images", "tensorboard")  # what a run has written about itself
@@ -59,10 +59,7 @@ def start_run_folder(run_dir: Path, config_yaml: str, environment: dict[str, Any
     """
     notes = []
     if run_dir.exists() and any(run_dir.iterdir()):
-        number = 1
-        while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
-            number += 1
-        run_dir.rename(aside)
+        aside = run_dir.rename(unused_name(run_dir))
         notes.append(f"an earlier run in {run_dir} was moved to {aside}")
     run_dir.mkdir(parents=True, exist_ok=True)
     _describe(run_dir, config_yaml, environment)
