@@ -105,6 +105,7 @@ class FlowMatchingConfig(RunConfig):
     data: AnyData
     train: FlowMatchingTrainConfig = FlowMatchingTrainConfig()
     eval: EvalConfig = EvalConfig()
+    log: GridLogConfig = GridLogConfig()
 
     @field_validator("data")
     @classmethod

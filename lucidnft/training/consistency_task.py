@@ -37,6 +37,7 @@ from lucidnft.rewards.consistency import (
 )
 from lucidnft.rewards.embedders import CELL
 from lucidnft.rng import numpy_generator_for
+from lucidnft.training.evaluation import Evaluation
 from lucidnft.training.photographs import Photographs, PhotographSettings
 
 UPSCALE = 4
@@ -130,7 +131,7 @@ class ConsistencyTask:
         )
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> Evaluation:
         """On held-out photographs, as the reward: LR against original, wrong versions and other photographs.
 
         matched, mismatched: mean score of true pairs and of LR with another photograph; pairs: share of LR
@@ -160,7 +161,7 @@ class ConsistencyTask:
         for group in ("accuracy", "region"):
             values = [value for name, value in metrics.items() if name.startswith(f"{group}/")]
             metrics[group] = sum(values) / len(values)
-        return metrics
+        return Evaluation(metrics)
 
     def export(self, path: str, **card: Any) -> None:
         """Write the weights as `LucidConsistency.from_pretrained` reads them."""

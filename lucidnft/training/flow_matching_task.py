@@ -20,8 +20,9 @@ from lucidnft.flow.schedules import sample_times
 from lucidnft.losses.flow_matching import flat_region_weight, flow_matching_loss
 from lucidnft.records import ImageBatch
 from lucidnft.rng import generator_for
+from lucidnft.training.evaluation import Evaluation
 from lucidnft.training.guards import Guards
-from lucidnft.training.held_out import restore_held_out
+from lucidnft.training.held_out import picture_rows, restore_held_out
 from lucidnft.training.settings import EvalConfig, FlowMatchingTrainConfig
 
 
@@ -48,6 +49,7 @@ class FlowMatchingTask:
         evaluation: EvalConfig,
         *,
         seed: int,
+        num_grid_images: int = 6,
     ) -> None:
         if "hr" not in source.provides:
             raise ValueError(
@@ -61,6 +63,7 @@ class FlowMatchingTask:
         self.train = train
         self.evaluation = evaluation
         self.seed = seed
+        self.num_grid_images = num_grid_images
         self.guards = Guards()
 
     def batch(self, step: int, rows: range, num_rows: int) -> FlowMatchingSamples:
@@ -103,10 +106,13 @@ class FlowMatchingTask:
             weight = flat_region_weight(images.lr, (x_0.shape[2], x_0.shape[3]), self.train.flat_weighting)
         return flow_matching_loss(v, x_0=x_0, noise=noise, weight=weight)
 
-    def evaluate(self) -> dict[str, float]:
-        """PSNR-Y, SSIM and spectral distance of held-out restorations against HR."""
+    def evaluate(self) -> Evaluation:
+        """PSNR-Y, SSIM and spectral distance of held-out restorations against HR, and pictures of the first ones."""
         restored = restore_held_out(self.backbone.velocity, self.backbone, self.held_out, self.evaluation)
-        return self.guards.means(restored)
+        first = restored[0]
+        assert first.batch.hr is not None
+        pictures = picture_rows(first, [first.sr, first.batch.hr], self.num_grid_images)
+        return Evaluation(self.guards.means(restored), pictures, ("LR", "restored", "HR"))
 
     def export(self, path: str, **card: Any) -> None:
         """Write shippable base weights."""

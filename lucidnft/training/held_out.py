@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lucidnft.backbones.base import Backbone
 from lucidnft.data.batches import HeldOut
 from lucidnft.flow.solvers import ODE_SOLVERS
+from lucidnft.images import resize
 from lucidnft.records import Condition, ImageBatch
 from lucidnft.rewards.base import RewardSuite
 from lucidnft.rng import generator_for
@@ -76,6 +77,13 @@ def score_held_out(restored: list[RestoredBatch], suite: RewardSuite) -> dict[st
         for name, values in scores.items():
             columns[name].append(values[:, 0].cpu())
     return {name: torch.cat(values) for name, values in columns.items()}
+
+
+def picture_rows(part: RestoredBatch, versions: Sequence[Tensor], limit: int) -> Tensor:
+    """(R, 1 + V, 3, H, W) for a grid of pictures: up-sampled LR and V versions (G, 3, H, W) of the first images."""
+    rows = min(limit, part.sr.shape[0])
+    lr = resize(part.batch.lr[:rows], (part.sr.shape[2], part.sr.shape[3]))
+    return torch.stack([lr, *(version[:rows] for version in versions)], dim=1).cpu()
 
 
 def held_out_keys(restored: list[RestoredBatch]) -> list[str]:

@@ -10,13 +10,18 @@ from torch import Tensor
 from lucidnft.checkpoint import save_json
 from lucidnft.data.batches import HeldOut
 from lucidnft.flow.conversions import interpolate
-from lucidnft.images import resize
 from lucidnft.metric_logger import MetricLogger
 from lucidnft.policy import Policy, Role
 from lucidnft.rewards.base import RewardSuite
 from lucidnft.rng import generator_for
 from lucidnft.training.guards import Guards
-from lucidnft.training.held_out import RestoredBatch, held_out_keys, restore_held_out, score_held_out
+from lucidnft.training.held_out import (
+    RestoredBatch,
+    held_out_keys,
+    picture_rows,
+    restore_held_out,
+    score_held_out,
+)
 from lucidnft.training.settings import EvalConfig
 
 HEALTH_TIMES = (0.25, 0.5, 0.75)
@@ -99,8 +104,5 @@ class PolicyEvaluator:
 
     def grid(self, part: RestoredBatch) -> Tensor:
         """(R, 3, 3, H, W): up-sampled LR, base and tuned of the first held-out images."""
-        rows = min(self.num_grid_images, part.sr.shape[0])
         base = next(b for b in self.base() if b.batch.keys == part.batch.keys)
-        size = (part.sr.shape[2], part.sr.shape[3])
-        lr = resize(part.batch.lr[:rows], size)
-        return torch.stack([lr, base.sr[:rows], part.sr[:rows]], dim=1).cpu()
+        return picture_rows(part, [base.sr, part.sr], self.num_grid_images)

@@ -22,6 +22,7 @@ from lucidnft.data.periodic_patterns import add_faint_pattern
 from lucidnft.losses.quality import quality_loss
 from lucidnft.rewards.quality import CELL, QualityNet, QualityNetwork, save_quality_network
 from lucidnft.rng import numpy_generator_for
+from lucidnft.training.evaluation import Evaluation
 from lucidnft.training.photographs import Photographs, PhotographSettings
 
 RANKABLE = 0.0015
@@ -124,7 +125,7 @@ class QualityTask:
         return quality_loss(maps, samples.severity_maps.to(device), distinct=samples.distinct.to(device))
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> Evaluation:
         """On held-out photographs, per kind of defect: share of version pairs in the right order, and gaps.
 
         accuracy/KIND counts all pairs, mild/KIND the undamaged against severity 0.1 alone, gap/KIND is the
@@ -153,7 +154,7 @@ class QualityTask:
         for group in ("accuracy", "mild", "gap"):
             metrics[group] = sum(metrics[f"{group}/{kind}"] for kind in DEFECT_NAMES) / len(DEFECT_NAMES)
         metrics["absolute"] = float(torch.stack(absolute).mean())
-        return metrics
+        return Evaluation(metrics)
 
     def export(self, path: str, **card: Any) -> None:
         """Write the weights as `QualityNet.from_pretrained` reads them."""

@@ -140,6 +140,6 @@ class LogConfig(ConfigModel):
 
 
 class GridLogConfig(LogConfig):
-    """`log:` section of task nft."""
+    """`log:` section where there is a backbone."""
 
-    num_grid_images: int = Field(default=6, ge=1)  # held-out images in the LR | base | tuned grids
+    num_grid_images: int = Field(default=6, ge=1)  # held-out images in the grids of pictures

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lucidnft.checkpoint import checkpoint_folder, load_tensors, prune_checkpoints, save_tensors
 from lucidnft.metric_logger import MetricLogger
 from lucidnft.training.ema import Ema
+from lucidnft.training.evaluation import Evaluation
 from lucidnft.training.optim import apply_update, build_optimizer, learning_rate_at
 from lucidnft.training.progress import show_phase
 from lucidnft.training.settings import EvalSchedule, LogConfig, SupervisedTrainConfig
@@ -37,8 +38,8 @@ class SupervisedTask(Protocol):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """(B,) losses and detached scalars."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on held-out data, of the module as it stands."""
+    def evaluate(self) -> Evaluation:
+        """On held-out data, of the module as it stands."""
 
     def export(self, path: str, **card: Any) -> None:
         """Write the shippable weights, of the module as it stands."""
@@ -149,9 +150,11 @@ class SupervisedTrainer:
         if not self.accelerator.is_main_process:
             return {}
         with logger.phase("evaluate"), nullcontext() if self.ema is None else self.ema.applied():
-            metrics = self.task.evaluate()
-        scalars = {f"eval/{name}": value for name, value in metrics.items()}
-        logger.log(scalars, self.step)
+            found = self.task.evaluate()
+        metrics = found.metrics
+        logger.log({f"eval/{name}": value for name, value in metrics.items()}, self.step)
+        if found.pictures is not None:
+            logger.log_images("held_out", found.pictures, found.captions, self.step)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
         return metrics
 

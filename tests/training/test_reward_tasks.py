@@ -99,9 +99,9 @@ def test_a_few_steps_lower_the_loss(make: type) -> None:
 
 def test_quality_evaluation_reports_every_kind_and_repeats(tmp_path: Path) -> None:
     task = quality_task()
-    metrics = task.evaluate()
+    metrics = task.evaluate().metrics
     assert {f"{g}/{kind}" for g in ("accuracy", "mild", "gap") for kind in DEFECT_NAMES} < set(metrics)
-    assert metrics == task.evaluate() and task.module.training
+    assert metrics == task.evaluate().metrics and task.module.training
     task.export(str(tmp_path / "q.safetensors"), metrics=metrics)
     images = torch.rand(1, 3, 48, 48)
     assert torch.allclose(
@@ -111,9 +111,9 @@ def test_quality_evaluation_reports_every_kind_and_repeats(tmp_path: Path) -> No
 
 def test_consistency_evaluation_reports_every_kind_and_repeats(tmp_path: Path) -> None:
     task = consistency_task()
-    metrics = task.evaluate()
+    metrics = task.evaluate().metrics
     assert {f"{g}/{kind}" for g in ("accuracy", "region", "gap") for kind in WRONG_KINDS} < set(metrics)
-    assert -1 <= metrics["mismatched"] <= 1 and metrics == task.evaluate()
+    assert -1 <= metrics["mismatched"] <= 1 and metrics == task.evaluate().metrics
     task.export(str(tmp_path / "c.safetensors"), metrics=metrics)
     sr, lr = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
     loaded = LucidConsistency.from_pretrained(tmp_path / "c.safetensors")

@@ -75,7 +75,7 @@ def test_an_unknown_schedule_is_the_only_problem_of_its_numbers():
             ("consistency", f"eval.{name}")
             for name in ("solver=heun", "num_inference_steps=4", "max_images=2")
         ],
-        *[(task, "log.num_grid_images=3") for task in ("quality", "consistency", "flow_matching")],
+        *[(task, "log.num_grid_images=3") for task in ("quality", "consistency")],
     ],
 )
 def test_settings_that_a_task_does_not_read_are_refused(task, setting):

@@ -6,6 +6,7 @@ from accelerate import Accelerator
 
 from lucidnft.backbones.tiny import TinyBackbone
 from lucidnft.checkpoint import load_tensors
+from lucidnft.images import resize
 from lucidnft.metric_logger import read_metrics
 from lucidnft.records import ImageBatch
 from lucidnft.training.flow_matching_task import FlowMatchingTask
@@ -95,6 +96,21 @@ def test_micro_batches_change_no_gradient(tmp_path, micro):
     a, b = whole.run_step(), parts.run_step()
     assert a["loss/total"] == pytest.approx(b["loss/total"], rel=1e-5)
     assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=1e-4)
+
+
+def test_an_evaluation_leaves_pictures_of_lr_restored_and_hr(tmp_path):
+    run = trainer(tmp_path)
+    run.fit()
+    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == [
+        f"held_out-{step:06d}.png" for step in (0, 2, 4)
+    ]
+    found = run.task.evaluate()
+    (held_out,) = run.task.held_out.batches()
+    assert found.captions == ("LR", "restored", "HR") and found.pictures.shape == (2, 3, 3, 32, 32)
+    assert torch.equal(found.pictures[:, 2], held_out.hr)
+    assert torch.equal(found.pictures[:, 0], resize(held_out.lr, (32, 32)))
+    run.task.num_grid_images = 1
+    assert len(run.task.evaluate().pictures) == 1
 
 
 def test_a_task_without_hr_images_is_refused():
