@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 240  # of a chart's view box; it scales with its container
-LEFT, RIGHT, TOP, BOTTOM = 66, 14, 12, 44  # margins around the plotted area
+LEFT, RIGHT, TOP, BOTTOM = 80, 14, 12, 44  # margins around the plotted area
 MAX_POINTS = 400  # of one drawn line; longer curves are averaged in equal runs of steps
 MARKED_POINTS = 40  # up to this many points are drawn as dots with their value
 

@@ -116,7 +116,7 @@ def summarise(rows: Sequence[ScoreComparison]) -> str:
     if not rewards:
         return "No reward was measured."
     improved = [row for row in rewards if row.paired.verdict == "improved"]
-    changes = ", ".join(f"{r.name} {r.paired.before:.4f} to {r.paired.after:.4f}" for r in rewards)
+    changes = ", ".join(f"{r.name} {r.cells()[3]} to {r.cells()[4]}" for r in rewards)
     text = f"{len(improved)} of {len(rewards)} rewards improved on {rewards[0].paired.n} held-out images ({changes})"
     worse = [f"{g.name} {g.paired.difference:+.3f}" for g in guards if g.paired.verdict == "worse"]
     if worse:

@@ -107,19 +107,21 @@ def _comparison_section(rows: Sequence[ScoreComparison], records: Sequence[Mappi
         return ""
     cells = []
     for row in rows:
-        name, kind, n, before, after, difference, interval, verdict = (escape(cell) for cell in row.cells())
+        name, kind, _, before, after, difference, interval, verdict = (escape(cell) for cell in row.cells())
         badge = f'<span class="badge {verdict if " " not in verdict else ""}">{verdict}</span>'
         p = row.paired
         bar = interval_bar(p.difference, p.low, p.high)
-        cells.append([name, badge, before, after, difference, interval, bar, kind, n])
+        cells.append(
+            [f'{name} <span class="soft">{kind}</span>', badge, before, after, difference, interval, bar]
+        )
     note = (
         f"The same {rows[0].paired.n} images with the same noise, restored by "
         f"{'the base' if records[0]['step'] == 0 else 'the policy'} (step {records[0]['step']}) and "
         f"by the tuned policy (step {records[-1]['step']}). The interval is a paired bootstrap over images; a change "
         "counts when it leaves out zero. Rewards are what the run trained on, guards are only watched."
     )
-    header = ["score", "", "before", "after", "difference", "95% interval", "", "kind", "n"]
-    return section("Before and after", table(header, cells, frozenset({2, 3, 4, 8})), paragraph(note, "soft"))
+    header = ["score", "", "before", "after", "difference", "95% interval", ""]
+    return section("Before and after", table(header, cells, frozenset({2, 3, 4})), paragraph(note, "soft"))
 
 
 def _first_and_last_section(metrics: Sequence[Mapping[str, Any]]) -> str:

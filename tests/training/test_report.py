@@ -138,6 +138,8 @@ def test_the_sentence_counts_rewards_and_names_guards_that_fell():
     text = summarise(compare_scores(record(0), record(9, 0.1)))
     assert text.startswith("1 of 2 rewards improved on 8 held-out images (quality 0.3350 to 0.4350")
     assert text.endswith("guards that got worse: psnr_y -0.300.")
+    small = summarise(compare_scores(record(0), record(9, 0.000004)))
+    assert "(quality 0.33500000 to 0.33500400" in small
     only_psnr = [row for row in compare_scores(record(9, 0.1), record(0)) if row.name != "spectral_distance"]
     assert summarise(only_psnr).endswith("; no guard got worse.")
     unknown = compare_scores(record(0, guards=False), record(9, 0.1, guards=False))
