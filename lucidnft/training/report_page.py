@@ -22,7 +22,7 @@ p { margin: .4em 0; max-width: 78ch; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: 8px 10px; text-align: left; white-space: nowrap; }
+th, td { padding: 8px; text-align: left; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; font-size: .82rem; } tr + tr td { border-top: 1px solid var(--line); }
 thead + tbody td { border-top: 1px solid var(--line); } td.number, th.number { text-align: right; }
 .badge { padding: 2px 9px; border-radius: 99px; font-size: .82rem; font-weight: 600; background: var(--flat-back); }
@@ -39,7 +39,7 @@ svg text { fill: var(--soft); font-size: 11px; } svg text.axis { font-size: 11.5
 .rule { stroke: var(--line); } .curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
 .dot { fill: var(--accent); } .band { fill: var(--accent); opacity: .17; }
 .baseline { stroke: var(--soft); stroke-width: 1.3; stroke-dasharray: 5 4; }
-svg.bar { width: 110px; } 
+svg.bar { width: 84px; }
 .zero { stroke: var(--soft); } .interval { stroke: var(--accent); stroke-width: 3; opacity: .5; }
 img { display: block; max-width: 100%; height: auto; border-radius: 4px; margin: 6px 0; }
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); align-items: start; }
