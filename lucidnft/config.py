@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field, ValidationError, WrapSerializer, WrapValidator, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from lucidnft.backbones.tiny import TinyBackboneConfig
 from lucidnft.config_validation import (
     ConfigError,
-    choose_component,
-    dump_component,
+    one_of,
     problems_of,
     unknown_name,
 )
@@ -42,20 +40,12 @@ from lucidnft.training.settings import (
     SupervisedTrainConfig,
 )
 
-
-def _one_of(*members: type[ConfigModel]) -> tuple[WrapValidator, WrapSerializer]:
-    return (
-        WrapValidator(partial(choose_component, members=members)),
-        WrapSerializer(partial(dump_component, members=members)),
-    )
-
-
-Model = Annotated[TinyBackboneConfig, *_one_of(TinyBackboneConfig)]
+Model = Annotated[TinyBackboneConfig, *one_of(TinyBackboneConfig)]
 AnyData = Annotated[
     LrFolderConfig | PairedFolderConfig | HrFolderConfig,
-    *_one_of(LrFolderConfig, PairedFolderConfig, HrFolderConfig),
+    *one_of(LrFolderConfig, PairedFolderConfig, HrFolderConfig),
 ]
-AnyReward = Annotated[RewardConfig, *_one_of(*REWARD_CONFIGS)]
+AnyReward = Annotated[RewardConfig, *one_of(*REWARD_CONFIGS)]
 
 
 class RunConfig(ConfigModel):

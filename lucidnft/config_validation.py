@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, get_args, get_origin
 
 from pydantic import (
@@ -16,6 +17,8 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WrapSerializer,
+    WrapValidator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -42,6 +45,14 @@ _EXPECTED = {
 
 class ConfigError(ValueError):
     """Everything that is wrong with a run file, in one message."""
+
+
+def one_of(*members: type[ConfigModel]) -> tuple[WrapValidator, WrapSerializer]:
+    """Annotations of a field whose section is one of `members`, or an outsider's, chosen by its `type`."""
+    return (
+        WrapValidator(partial(choose_component, members=members)),
+        WrapSerializer(partial(dump_component, members=members)),
+    )
 
 
 def choose_component(
