@@ -11,37 +11,45 @@ judge quality.  Use it beside a reward that does.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidnft.checkpoint import save_tensors
+from lucidnft.config_validation import one_of
 from lucidnft.images import resize
 from lucidnft.rewards.base import Reference, Reward, RewardCard
 from lucidnft.rewards.embedders import EmbedderArchitecture, ImageEmbedder, TinyEmbedder
+from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
 from lucidnft.rewards.weights import half_precision, load_weights_, read_header, weight_file
 from lucidnft.schema import ConfigModel
 
 SHIPPED = {"tiny": "tiny_embedder.safetensors"}
 WEIGHT_TYPE = "consistency_tiny"
+HEAD_TYPE = "consistency_head"
 
 
 class ProjectionHead(nn.Module):
     """Linear(D, D), GELU, Linear(D, D): (..., D) -> (..., D), L2-normalised."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, *, normalise_input: bool = True) -> None:
+        """normalise_input: give embeddings a norm of sqrt(D) first; the published head takes them as they are."""
         super().__init__()
+        self.dimension = dimension
+        self.normalise_input = normalise_input
         self.first = nn.Linear(dimension, dimension)
         self.second = nn.Linear(dimension, dimension)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """embeddings need not be normalised; they are here, before and after the head."""
-        hidden = F.gelu(self.first(F.normalize(embeddings, dim=-1) * embeddings.shape[-1] ** 0.5))
-        return F.normalize(self.second(hidden), dim=-1)
+        """Embeddings (..., D), not normalised, -> (..., D), L2-normalised."""
+        if self.normalise_input:
+            embeddings = F.normalize(embeddings, dim=-1) * self.dimension**0.5
+        return F.normalize(self.second(F.gelu(self.first(embeddings))), dim=-1)
 
 
 class TinyConsistencyNetwork(nn.Module):
@@ -60,10 +68,19 @@ class TinyConsistencyNetwork(nn.Module):
 class LucidConsistency(Reward):
     """Mean cosine of projected LR and SR embeddings, in [-1, 1]; differentiable where the embedder is."""
 
-    def __init__(self, embedder: ImageEmbedder, head: ProjectionHead) -> None:
-        """embedder and head: trained; the head is frozen here."""
+    def __init__(self, embedder: ImageEmbedder, head: ProjectionHead | None) -> None:
+        """embedder and head: trained; the head is frozen here.  No head: the cosine of the embeddings themselves.
+
+        Raises:
+            ValueError: the head is of another width than the embeddings.
+        """
+        if head is not None and head.dimension != embedder.dimension:
+            raise ValueError(
+                f"the head takes embeddings of {head.dimension} numbers, the embedder '{embedder.name}' gives "
+                f"{embedder.dimension}; they were not trained together"
+            )
         self.embedder = embedder
-        self.head = head.eval().requires_grad_(False)
+        self.head = None if head is None else head.eval().requires_grad_(False)
         self.card = RewardCard(
             name="lucid_consistency",
             needs=frozenset({"lr"}),
@@ -117,13 +134,58 @@ class LucidConsistency(Reward):
 
     def project(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, L, D), L2-normalised."""
-        return self.head(self.embedder.embed(images))
+        embeddings = self.embedder.embed(images)
+        return F.normalize(embeddings, dim=-1) if self.head is None else self.head(embeddings)
 
     def to(self, device: torch.device | str) -> LucidConsistency:
         """Move embedder and head."""
         self.embedder.to(device)
-        self.head.to(device)
+        if self.head is not None:
+            self.head.to(device)
         return self
+
+
+def load_head(path: str | Path) -> ProjectionHead:
+    """A head from a .safetensors file of `save_head`, or from the release's proj_head.pt.
+
+    Nothing in a .pt file is executed: it is read weights-only.
+
+    Raises:
+        ValueError: no such file, another kind of weights, or shapes that are not those of a head.
+    """
+    path = weight_file(path, {}, "lucid_consistency")
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        header = read_header(path, HEAD_TYPE)
+        head = ProjectionHead(int(header["dimension"]), normalise_input=bool(header["normalise_input"]))
+        load_weights_(head, path)
+        return head
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a file of weights alone: {str(error).splitlines()[0]}") from error
+    shapes = {n: tuple(v.shape) for n, v in tensors.items()} if isinstance(tensors, dict) else type(tensors)
+    weight = tensors.get("0.weight") if isinstance(tensors, dict) else None
+    width = 0 if weight is None else weight.shape[0]
+    square, line = (width, width), (width,)
+    if shapes != {"0.weight": square, "0.bias": line, "2.weight": square, "2.bias": line}:
+        raise ValueError(
+            f"{path} is not a head of two square layers, 0 and 2, with biases; it holds {shapes}"
+        )
+    head = ProjectionHead(width, normalise_input=False)
+    names = {
+        "first.weight": "0.weight",
+        "first.bias": "0.bias",
+        "second.weight": "2.weight",
+        "second.bias": "2.bias",
+    }
+    head.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names.items()})
+    return head
+
+
+def save_head(head: ProjectionHead, path: str | Path, **card: Any) -> None:
+    """Write a head as safetensors; `card` (embedder, training data, metrics, ...) joins the header."""
+    facts = {"type": HEAD_TYPE, "dimension": head.dimension, "normalise_input": head.normalise_input}
+    save_tensors(path, {n: p.detach().contiguous() for n, p in head.state_dict().items()}, {**card, **facts})
 
 
 def load_consistency_network(path_or_name: str | Path) -> TinyConsistencyNetwork:
@@ -147,13 +209,38 @@ def _read_architecture(path: Path) -> EmbedderArchitecture:
     return EmbedderArchitecture(tuple(sizes["widths"]), tuple(sizes["depths"]), int(sizes["dimension"]))
 
 
+class TinyEmbedderConfig(ConfigModel):
+    """The embedder that ships; its weights are in the file of its head."""
+
+    type: Literal["tiny"] = "tiny"
+
+
+AnyEmbedder = Annotated[
+    TinyEmbedderConfig | Qwen3VLEmbedderConfig, *one_of(TinyEmbedderConfig, Qwen3VLEmbedderConfig)
+]
+
+
 class LucidConsistencyConfig(ConfigModel):
     """Settings of `LucidConsistency`."""
 
     type: Literal["lucid_consistency"] = "lucid_consistency"
-    head: str = "tiny"  # a shipped name or a .safetensors file
+    embedder: AnyEmbedder = TinyEmbedderConfig()
+    head: str | None = "tiny"  # a file, or a shipped name; null compares the embeddings themselves
     weight: float = 1.0
 
     def build(self) -> LucidConsistency:
-        """Load the weights and make the reward."""
-        return LucidConsistency.from_pretrained(self.head)
+        """Load the weights and make the reward.
+
+        Raises:
+            ValueError: head and embedder do not belong together, or a file does not hold what it should.
+        """
+        if isinstance(self.embedder, TinyEmbedderConfig):
+            reward = LucidConsistency.from_pretrained(self.head or "tiny")
+            return reward if self.head else LucidConsistency(reward.embedder, None)
+        if self.head in SHIPPED:
+            raise ValueError(
+                f"head {self.head!r} was trained with the embedder that ships, not with {self.embedder.type}; set "
+                "head to its file (of the release: proj_head.pt), or to null for the embeddings themselves"
+            )
+        head = None if self.head is None else load_head(self.head)
+        return LucidConsistency(self.embedder.build(), head)

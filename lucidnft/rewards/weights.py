@@ -22,9 +22,9 @@ def weight_file(path_or_name: str | Path, shipped: Mapping[str, str], reward: st
         return Path(str(resources.files("lucidnft") / "assets" / shipped[str(path_or_name)]))
     path = Path(path_or_name)
     if not path.is_file():
+        names = f" or one of the shipped names: {', '.join(shipped)}" if shipped else ""
         raise ValueError(
-            f"reward '{reward}': no weights '{path_or_name}'; give the path of a .safetensors file or one of "
-            f"the shipped names: {', '.join(shipped)}"
+            f"reward '{reward}': no weights '{path_or_name}'; give the path of a weight file{names}"
         )
     return path
 
