@@ -43,6 +43,11 @@ class Policy:
         """The trained parameters by name: those of the current adapter."""
         return adapters.adapter_parameters(self.backbone.network, Role.CURRENT.value)
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether the trained policy still is the reference, exactly: nothing has been learned yet."""
+        return adapters.is_no_change(self.backbone.network, Role.CURRENT.value)
+
     def __call__(
         self, x_t: Tensor, t: Tensor, condition: Condition, role: Role = Role.CURRENT, **options: Any
     ) -> Tensor:

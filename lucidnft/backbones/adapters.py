@@ -94,6 +94,12 @@ def adapter_parameters(network: nn.Module, adapter: str) -> dict[str, nn.Paramet
     return found
 
 
+def is_no_change(network: nn.Module, adapter: str) -> bool:
+    """Whether every B of the adapter is zero, as at its start: the network then is the base, exactly."""
+    factors = adapter_parameters(network, adapter).items()
+    return not any(bool(factor.any()) for name, factor in factors if ".lora_B." in name)
+
+
 @contextmanager
 def use_adapter(network: nn.Module, adapter: str | None) -> Iterator[None]:
     """Inside, the network runs with this adapter (None: with none).  Afterwards everything is as before."""

@@ -25,6 +25,7 @@ from lucidnft.training.held_out import (
 from lucidnft.training.settings import EvalConfig
 
 HEALTH_TIMES = (0.25, 0.5, 0.75)
+HEALTH_IMAGES = 4  # each costs a pass of both roles at each of these times
 
 
 class PolicyEvaluator:
@@ -67,6 +68,8 @@ class PolicyEvaluator:
         """Measure, log under eval/, write eval/scores-<step>.json and a picture grid; returns reward means."""
         with logger.phase("evaluate"):
             restored = self.restore(Role.CURRENT)
+            if self._base is None and self.policy.is_reference:
+                self._base = restored
             rewards = {n: v.tolist() for n, v in score_held_out(restored, self.suite).items()}
             guards = self.guards.scores(restored)
         record = {"step": step, "keys": held_out_keys(restored), "rewards": rewards, "guards": guards}
@@ -84,11 +87,10 @@ class PolicyEvaluator:
     def health(self, part: RestoredBatch) -> dict[str, float]:
         """How far the policy has moved from the reference: norms of velocities and of clean latents, as ratios."""
         backbone = self.policy.backbone
-        x_0 = backbone.encode(part.sr)
         base = next(b for b in self.base() if b.batch.keys == part.batch.keys)
-        condition = backbone.encode_condition(
-            part.batch.lr, upscale=part.batch.upscale, prompts=part.batch.prompts
-        )
+        batch = part.batch.index(range(min(HEALTH_IMAGES, len(part.batch.keys))))
+        x_0 = backbone.encode(part.sr[: len(batch.keys)])
+        condition = backbone.encode_condition(batch.lr, upscale=batch.upscale, prompts=batch.prompts)
         noise = torch.randn(x_0.shape, generator=generator_for(self.settings.seed, "health")).to(x_0.device)
         tuned_norms, reference_norms = [], []
         for time in HEALTH_TIMES:
@@ -99,7 +101,7 @@ class PolicyEvaluator:
         ratio = torch.stack(tuned_norms).sum() / torch.stack(reference_norms).sum()
         return {
             "health/velocity_norm_ratio": float(ratio),
-            "health/x0_norm_ratio": float(x_0.norm() / backbone.encode(base.sr).norm()),
+            "health/x0_norm_ratio": float(x_0.norm() / backbone.encode(base.sr[: len(x_0)]).norm()),
         }
 
     def grid(self, part: RestoredBatch) -> Tensor:
