@@ -1,13 +1,8 @@
-"""open_clip models as rewards: similarity of SR to LR (or HR) images, and to a text.
-
-Images are resized and normalised as tensors on the device they live on; no PIL or 8-bit detour.
-"""
+"""open_clip models as rewards: similarity of SR to LR (or HR) images, and to a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -15,54 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidnft.rewards.base import Reference, Reward, RewardCard
+from lucidnft.rewards.vision_towers import (
+    DEFAULT_MODEL,
+    DEFAULT_PRETRAINED,
+    OpenClipEmbedder,
+    import_open_clip,
+    load_clip,
+)
 from lucidnft.schema import ConfigModel
-
-DEFAULT_MODEL = "ViT-B-32"
-DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
-
-
-def import_open_clip() -> ModuleType:
-    """The open_clip module, or an ImportError that says which extra installs it."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise ImportError(
-            f"CLIP rewards need open_clip_torch, which could not be imported ({error}); "
-            "run: pip install 'lucidnft[clip]'"
-        ) from error
-    return open_clip
-
-
-def load_clip(model: str, pretrained: str | None) -> nn.Module:
-    """A frozen open_clip model on the CPU.
-
-    model: an open_clip architecture; pretrained: a tag of it or a local weight file.
-
-    Raises:
-        ValueError: unknown architecture or tag, or no weights were named.
-        RuntimeError: the weights are neither cached nor reachable.
-    """
-    open_clip = import_open_clip()
-    if model not in open_clip.list_models():
-        raise ValueError(f"open_clip has no model '{model}'; see open_clip.list_models()")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if not pretrained:
-        raise ValueError(
-            f"clip model '{model}' needs 'pretrained': one of {', '.join(tags)} or a weight file"
-        )
-    if pretrained not in tags and not Path(pretrained).is_file():
-        raise ValueError(
-            f"clip model '{model}' has no weights '{pretrained}', nor is that a file; tags: {', '.join(tags)}"
-        )
-    try:
-        network = open_clip.create_model(model, pretrained=pretrained)
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f"could not load weights '{pretrained}' of clip model '{model}' "
-            f"({type(error).__name__}: {error}); without network, give 'pretrained' a local file or fill the "
-            "Hugging Face cache (HF_HOME) beforehand"
-        ) from error
-    return network.eval().requires_grad_(False)
 
 
 class _ClipReward(Reward):
@@ -71,31 +26,16 @@ class _ClipReward(Reward):
     OPTIONAL_EXTRA = "clip"
 
     def __init__(self, network: nn.Module) -> None:
-        visual: Any = network.visual
-        size = visual.image_size
         self._network = network
-        self._size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        open_clip = import_open_clip()
-        self._mean = torch.tensor(getattr(visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN)
-        self._std = torch.tensor(getattr(visual, "image_std", None) or open_clip.OPENAI_DATASET_STD)
+        self._embedder = OpenClipEmbedder(network)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, D), L2-normalised.
-
-        The whole image is resized to the model's input, aspect ratio included: a centre crop would
-        not see defects near the border.
-        """
-        resized = images.to(self._mean.device).float()
-        if tuple(resized.shape[2:]) != self._size:
-            resized = F.interpolate(resized, size=self._size, mode="bicubic", antialias=True).clamp(0, 1)
-        normalised = (resized - self._mean.view(1, 3, 1, 1)) / self._std.view(1, 3, 1, 1)
-        encode_image: Any = self._network.encode_image
-        return F.normalize(encode_image(normalised).float(), dim=-1)
+        """(N, 3, H, W) in [0, 1] -> (N, D), L2-normalised."""
+        return F.normalize(self._embedder.embed(images)[:, 0], dim=-1)
 
     def to(self, device: torch.device | str) -> _ClipReward:
         """Move the CLIP model."""
-        self._network.to(device)
-        self._mean, self._std = self._mean.to(device), self._std.to(device)
+        self._embedder.to(device)
         return self
 
 
@@ -166,7 +106,7 @@ class ClipText(_ClipReward):
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """T texts -> (T, D), L2-normalised."""
-        tokens = self._tokenizer(list(texts)).to(self._mean.device)
+        tokens = self._tokenizer(list(texts)).to(self._embedder.device)
         encode_text: Any = self._network.encode_text
         return F.normalize(encode_text(tokens).float(), dim=-1)
 

@@ -26,6 +26,7 @@ from lucidnft.images import resize
 from lucidnft.rewards.base import Reference, Reward, RewardCard
 from lucidnft.rewards.embedders import EmbedderArchitecture, ImageEmbedder, TinyEmbedder
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
+from lucidnft.rewards.vision_towers import HfVisionEmbedderConfig, OpenClipEmbedderConfig
 from lucidnft.rewards.weights import half_precision, load_weights_, read_header, weight_file
 from lucidnft.schema import ConfigModel
 
@@ -216,7 +217,8 @@ class TinyEmbedderConfig(ConfigModel):
 
 
 AnyEmbedder = Annotated[
-    TinyEmbedderConfig | Qwen3VLEmbedderConfig, *one_of(TinyEmbedderConfig, Qwen3VLEmbedderConfig)
+    TinyEmbedderConfig | Qwen3VLEmbedderConfig | OpenClipEmbedderConfig | HfVisionEmbedderConfig,
+    *one_of(TinyEmbedderConfig, Qwen3VLEmbedderConfig, OpenClipEmbedderConfig, HfVisionEmbedderConfig),
 ]
 
 
