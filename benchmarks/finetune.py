@@ -25,10 +25,10 @@ from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
 from lucidnft.records import ImageBatch
 from lucidnft.rewards import RewardSuite
+from lucidnft.statistics import paired_difference
 from lucidnft.training.comparison import ScoreComparison, compare_scores, read_scores
 from lucidnft.training.guards import Guards
 from lucidnft.training.run_folder import git_commit
-from lucidnft.training.statistics import paired_difference
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

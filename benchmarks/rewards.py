@@ -23,8 +23,8 @@ from lucidnft.images import list_images, read_image, resize, tensor_to_uint8
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
 from lucidnft.rewards import build_reward
+from lucidnft.statistics import bootstrap_means
 from lucidnft.training.run_folder import git_commit
-from lucidnft.training.statistics import bootstrap_means
 
 REWARDS = ("lucid_consistency", "quality_net", "lr_fidelity")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lucidnft.checkpoint import load_json
-from lucidnft.training.statistics import PairedDifference, paired_difference
+from lucidnft.statistics import PairedDifference, paired_difference
 
 LOWER_IS_BETTER = frozenset({"spectral_distance"})
 """Guards that measure a distance.  Rewards are always higher-is-better."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucidnft.training.statistics import bootstrap_means, paired_difference
+from lucidnft.statistics import bootstrap_means, paired_difference
 
 scores = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 
