@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lucidnft.rewards.base import Reward, RewardCard, RewardSuite
     from lucidnft.rewards.clip import ClipSimilarity, ClipText
-    from lucidnft.rewards.consistency import LucidConsistency, ProjectionHead
+    from lucidnft.rewards.consistency import LucidConsistency
     from lucidnft.rewards.full_reference import FullReferenceReward
     from lucidnft.rewards.iqa import IQAReward
     from lucidnft.rewards.lr_fidelity import LRFidelity
+    from lucidnft.rewards.projection_head import ProjectionHead
     from lucidnft.rewards.quality import QualityNet
     from lucidnft.rewards.registry import build_reward
 
@@ -26,7 +27,7 @@ _HOMES = {
     "IQAReward": "iqa",
     "LRFidelity": "lr_fidelity",
     "LucidConsistency": "consistency",
-    "ProjectionHead": "consistency",
+    "ProjectionHead": "projection_head",
     "QualityNet": "quality",
     "Reward": "base",
     "RewardCard": "base",

@@ -11,7 +11,6 @@ judge quality.  Use it beside a reward that does.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -25,6 +24,7 @@ from lucidnft.config_validation import one_of
 from lucidnft.images import resize
 from lucidnft.rewards.base import Reference, Reward, RewardCard
 from lucidnft.rewards.embedders import EmbedderArchitecture, ImageEmbedder, TinyEmbedder
+from lucidnft.rewards.projection_head import ProjectionHead, load_head
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
 from lucidnft.rewards.vision_towers import HfVisionEmbedderConfig, OpenClipEmbedderConfig
 from lucidnft.rewards.weights import half_precision, load_weights_, read_header, weight_file
@@ -32,25 +32,6 @@ from lucidnft.schema import ConfigModel
 
 SHIPPED = {"tiny": "tiny_embedder.safetensors"}
 WEIGHT_TYPE = "consistency_tiny"
-HEAD_TYPE = "consistency_head"
-
-
-class ProjectionHead(nn.Module):
-    """Linear(D, D), GELU, Linear(D, D): (..., D) -> (..., D), L2-normalised."""
-
-    def __init__(self, dimension: int, *, normalise_input: bool = True) -> None:
-        """normalise_input: give embeddings a norm of sqrt(D) first; the published head takes them as they are."""
-        super().__init__()
-        self.dimension = dimension
-        self.normalise_input = normalise_input
-        self.first = nn.Linear(dimension, dimension)
-        self.second = nn.Linear(dimension, dimension)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Embeddings (..., D), not normalised, -> (..., D), L2-normalised."""
-        if self.normalise_input:
-            embeddings = F.normalize(embeddings, dim=-1) * self.dimension**0.5
-        return F.normalize(self.second(F.gelu(self.first(embeddings))), dim=-1)
 
 
 class TinyConsistencyNetwork(nn.Module):
@@ -138,6 +119,48 @@ class LucidConsistency(Reward):
         embeddings = self.embedder.embed(images)
         return F.normalize(embeddings, dim=-1) if self.head is None else self.head(embeddings)
 
+    @torch.no_grad()
+    def explain(
+        self, lr: Tensor, sr: Tensor, *, window: int = 64, stride: int | None = None, chunk_size: int = 16
+    ) -> Tensor:
+        """Where SR is unfaithful: lr (3, h, w) and sr (3, H, W) in [0, 1] -> (H, W), higher is worse.
+
+        By occlusion: a window of SR fades into the enlarged LR image, and what the score rises by is the fault of
+        what stood there.  A pixel gets the mean over the windows that cover it, weighted as they cover it.
+
+        Args:
+            window: pixels per side, at most those of the image.
+            stride: pixels between windows; default half a window.  Costs one embedding per window.
+
+        Raises:
+            ValueError: lr or sr is not one image, or a size is below 1.
+        """
+        for name, image in (("lr", lr), ("sr", sr)):
+            if image.ndim != 3:
+                raise ValueError(
+                    f"explain takes one image (3, H, W), got {name} of shape {tuple(image.shape)}"
+                )
+        step = window // 2 if stride is None else stride
+        if window < 1 or step < 1:
+            raise ValueError(f"window is {window} and stride {step}, expected 1 or more")
+        size = (sr.shape[1], sr.shape[2])
+        enlarged = resize(lr[None], size)[0].to(sr.device)
+        reference = self.reference(lr[None], None, None, size)
+        before = self.score(sr[None], reference)
+        corners = [(y, x) for y in _starts(size[0], window, step) for x in _starts(size[1], window, step)]
+        rises, weights = sr.new_zeros(size), sr.new_zeros(size)
+        for start in range(0, len(corners), chunk_size):
+            masks = torch.stack(
+                [_fade(size, corner, window) for corner in corners[start : start + chunk_size]]
+            )
+            masks = masks.to(sr.device)
+            swapped = sr + masks[:, None] * (enlarged - sr)
+            rows = {n: v.expand(len(masks), *v.shape[1:]) for n, v in reference.items()}
+            rise = (self.score(swapped, rows) - before).to(sr.device)
+            rises += (rise[:, None, None] * masks).sum(dim=0)
+            weights += masks.sum(dim=0)
+        return rises / weights
+
     def to(self, device: torch.device | str) -> LucidConsistency:
         """Move embedder and head."""
         self.embedder.to(device)
@@ -146,47 +169,20 @@ class LucidConsistency(Reward):
         return self
 
 
-def load_head(path: str | Path) -> ProjectionHead:
-    """A head from a .safetensors file of `save_head`, or from the release's proj_head.pt.
-
-    Nothing in a .pt file is executed: it is read weights-only.
-
-    Raises:
-        ValueError: no such file, another kind of weights, or shapes that are not those of a head.
-    """
-    path = weight_file(path, {}, "lucid_consistency")
-    if path.suffix not in (".pt", ".pth", ".bin"):
-        header = read_header(path, HEAD_TYPE)
-        head = ProjectionHead(int(header["dimension"]), normalise_input=bool(header["normalise_input"]))
-        load_weights_(head, path)
-        return head
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a file of weights alone: {str(error).splitlines()[0]}") from error
-    shapes = {n: tuple(v.shape) for n, v in tensors.items()} if isinstance(tensors, dict) else type(tensors)
-    weight = tensors.get("0.weight") if isinstance(tensors, dict) else None
-    width = 0 if weight is None else weight.shape[0]
-    square, line = (width, width), (width,)
-    if shapes != {"0.weight": square, "0.bias": line, "2.weight": square, "2.bias": line}:
-        raise ValueError(
-            f"{path} is not a head of two square layers, 0 and 2, with biases; it holds {shapes}"
-        )
-    head = ProjectionHead(width, normalise_input=False)
-    names = {
-        "first.weight": "0.weight",
-        "first.bias": "0.bias",
-        "second.weight": "2.weight",
-        "second.bias": "2.bias",
-    }
-    head.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names.items()})
-    return head
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    """First pixels of windows that cover a side to its end."""
+    last = max(0, side - window)
+    return sorted({*range(0, last, stride), last})
 
 
-def save_head(head: ProjectionHead, path: str | Path, **card: Any) -> None:
-    """Write a head as safetensors; `card` (embedder, training data, metrics, ...) joins the header."""
-    facts = {"type": HEAD_TYPE, "dimension": head.dimension, "normalise_input": head.normalise_input}
-    save_tensors(path, {n: p.detach().contiguous() for n, p in head.state_dict().items()}, {**card, **facts})
+def _fade(size: tuple[int, int], corner: tuple[int, int], window: int) -> Tensor:
+    """(H, W): a window of height 1 that falls off to its edges, so that no seam is scored; zero elsewhere."""
+    mask = torch.zeros(size)
+    lengths = [min(window, side - start) for side, start in zip(size, corner, strict=True)]
+    rows, columns = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in lengths)
+    (top, left), (height, width) = corner, lengths
+    mask[top : top + height, left : left + width] = rows[:, None] * columns
+    return mask
 
 
 def load_consistency_network(path_or_name: str | Path) -> TinyConsistencyNetwork:

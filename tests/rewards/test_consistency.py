@@ -95,6 +95,39 @@ def test_the_map_has_the_score_as_its_mean_and_shows_where_images_differ(size: t
     assert (places[:, 0, -1] < places[:, -1, 0]).all()
 
 
+@pytest.mark.parametrize("size", [(128, 128), (96, 136)])
+def test_an_explanation_points_at_what_lr_does_not_show(shipped: LucidConsistency, lr: Tensor, size) -> None:
+    low = (
+        lr[0, :, : size[0] // 4, : size[1] // 4]
+        if min(lr.shape[2:]) >= 34
+        else resize(lr[:1], (size[0] // 4, size[1] // 4))[0]
+    )
+    sr = resize(low[None], size)[0]
+    plain = shipped.explain(low, sr, window=32)
+    assert plain.shape == size and float(plain.abs().max()) < 1e-4  # swapping SR for itself changes nothing
+    box = (slice(None), slice(8, 48), slice(50, 90))
+    torch.manual_seed(0)
+    sr[box] = torch.rand(3, 10, 10).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    found = shipped.explain(low, sr, window=32)
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[box[1:]] = True
+    y, x = divmod(int(found.argmax()), size[1])
+    assert 0 <= y < 48 + 16 and 50 - 16 <= x < 90 + 16  # half a window is as exact as it can be
+    assert float(found[inside].mean()) > 10 * float(found[~inside].abs().mean())
+    chunked = shipped.explain(low, sr, window=32, chunk_size=3)
+    torch.testing.assert_close(chunked, found, rtol=1e-3, atol=1e-5)
+
+
+def test_an_explanation_is_of_one_image_and_reaches_its_borders(shipped: LucidConsistency) -> None:
+    lr, sr = torch.rand(3, 8, 10), torch.rand(3, 32, 40)
+    assert bool(torch.isfinite(shipped.explain(lr, sr, window=24, stride=24)).all())
+    assert shipped.explain(lr, sr, window=1000).shape == (32, 40)  # one window, the image
+    with pytest.raises(ValueError, match=r"one image \(3, H, W\), got sr of shape \(1, 3, 32, 40\)"):
+        shipped.explain(lr, sr[None])
+    with pytest.raises(ValueError, match="window is 1 and stride 0"):
+        shipped.explain(lr, sr, window=1)
+
+
 def test_lr_is_embedded_once_per_group_and_at_the_size_of_sr(photographs: Tensor) -> None:
     reward = small_reward()
     plain, sizes = reward.embedder.embed, []

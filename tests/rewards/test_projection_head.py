@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lucidnft.checkpoint import load_header
 from lucidnft.config import parse_config
 from lucidnft.rewards import LucidConsistency, ProjectionHead, build_reward
-from lucidnft.rewards.consistency import load_head, save_head
+from lucidnft.rewards.projection_head import load_head, save_head
 from tests.rewards.small_qwen3_vl import WIDTH, save_small_checkpoint
 
 

@@ -1,0 +1,77 @@
+"""The trained head of LucidConsistency (arXiv 2603.05947), shared by LR and SR, and its files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lucidnft.checkpoint import save_tensors
+from lucidnft.rewards.weights import load_weights_, read_header, weight_file
+
+HEAD_TYPE = "consistency_head"
+
+
+class ProjectionHead(nn.Module):
+    """Linear(D, D), GELU, Linear(D, D): (..., D) -> (..., D), L2-normalised."""
+
+    def __init__(self, dimension: int, *, normalise_input: bool = True) -> None:
+        """normalise_input: give embeddings a norm of sqrt(D) first; the published head takes them as they are."""
+        super().__init__()
+        self.dimension = dimension
+        self.normalise_input = normalise_input
+        self.first = nn.Linear(dimension, dimension)
+        self.second = nn.Linear(dimension, dimension)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (..., D), not normalised, -> (..., D), L2-normalised."""
+        if self.normalise_input:
+            embeddings = F.normalize(embeddings, dim=-1) * self.dimension**0.5
+        return F.normalize(self.second(F.gelu(self.first(embeddings))), dim=-1)
+
+
+def load_head(path: str | Path) -> ProjectionHead:
+    """A head from a .safetensors file of `save_head`, or from the release's proj_head.pt.
+
+    Nothing in a .pt file is executed: it is read weights-only.
+
+    Raises:
+        ValueError: no such file, another kind of weights, or shapes that are not those of a head.
+    """
+    path = weight_file(path, {}, "lucid_consistency")
+    if path.suffix not in (".pt", ".pth", ".bin"):
+        header = read_header(path, HEAD_TYPE)
+        head = ProjectionHead(int(header["dimension"]), normalise_input=bool(header["normalise_input"]))
+        load_weights_(head, path)
+        return head
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a file of weights alone: {str(error).splitlines()[0]}") from error
+    shapes = {n: tuple(v.shape) for n, v in tensors.items()} if isinstance(tensors, dict) else type(tensors)
+    weight = tensors.get("0.weight") if isinstance(tensors, dict) else None
+    width = 0 if weight is None else weight.shape[0]
+    square, line = (width, width), (width,)
+    if shapes != {"0.weight": square, "0.bias": line, "2.weight": square, "2.bias": line}:
+        raise ValueError(
+            f"{path} is not a head of two square layers, 0 and 2, with biases; it holds {shapes}"
+        )
+    head = ProjectionHead(width, normalise_input=False)
+    names = {
+        "first.weight": "0.weight",
+        "first.bias": "0.bias",
+        "second.weight": "2.weight",
+        "second.bias": "2.bias",
+    }
+    head.load_state_dict({ours: tensors[theirs].float() for ours, theirs in names.items()})
+    return head
+
+
+def save_head(head: ProjectionHead, path: str | Path, **card: Any) -> None:
+    """Write a head as safetensors; `card` (embedder, training data, metrics, ...) joins the header."""
+    facts = {"type": HEAD_TYPE, "dimension": head.dimension, "normalise_input": head.normalise_input}
+    save_tensors(path, {n: p.detach().contiguous() for n, p in head.state_dict().items()}, {**card, **facts})
