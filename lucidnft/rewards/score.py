@@ -29,11 +29,13 @@ from tqdm import tqdm
 from lucidnft.images import UnreadableImageError, list_images, read_image, resize
 from lucidnft.metric_logger import draw_grid
 from lucidnft.rewards.base import Reward
+from lucidnft.rewards.consistency import LucidConsistency
 from lucidnft.rewards.registry import build_reward
 from lucidnft.statistics import bootstrap_means
 
 NUM_WORST = 10
 THUMBNAIL = 256  # pixels a side
+WINDOWS_PER_SIDE = 8  # of the maps on the sheets; they overlap by half
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,40 @@ def _replace(path: Path, write: Callable[[IO[str]], None]) -> None:
     os.replace(partial, path)
 
 
-def draw_worst(path: Path, pairs: Sequence[ScoredFiles], worst: Sequence[str]) -> None:
-    """A PNG with a row for each of the worst: LR, SR and HR, as far as given, shrunk to fit a square."""
+def draw_worst(path: Path, pairs: Sequence[ScoredFiles], worst: Sequence[str], reward: Reward) -> None:
+    """A PNG with a row for each of the worst: LR, SR and HR, as far as given, shrunk to fit a square.
+
+    For LucidConsistency one more: SR, the redder the less faithful.
+    """
     by_stem = {pair.stem: pair for pair in pairs}
     captions = [name for name in ("lr", "sr", "hr") if getattr(pairs[0], name) is not None]
-    rows = [torch.stack([_thumbnail(_read(getattr(by_stem[stem], c))) for c in captions]) for stem in worst]
-    draw_grid(torch.stack(rows), [caption.upper() for caption in captions]).save(path)
+    rows = []
+    for stem in worst:
+        images = {caption: _read(getattr(by_stem[stem], caption)) for caption in captions}
+        shown = list(images.values())
+        if isinstance(reward, LucidConsistency):
+            shown.append(_where_unfaithful(reward, images["lr"], images["sr"]))
+        rows.append(torch.stack([_thumbnail(image) for image in shown]))
+    titles = [caption.upper() for caption in captions]
+    titles += ["red: unfaithful"] if isinstance(reward, LucidConsistency) else []
+    draw_grid(torch.stack(rows), titles).save(path)
+
+
+def _where_unfaithful(reward: LucidConsistency, lr: Tensor, sr: Tensor) -> Tensor:
+    """(1, 3, H, W): SR, red where it is unfaithful, full red at the worst place of this image.
+
+    Where the embedder scores places they are shown; else the map is that of `explain`, which costs an embedding
+    per window (minutes for ten images of 512 px with the tiny embedder on two cores).
+    """
+    if reward.scores_places:
+        reference = reward.reference(lr, None, None, (sr.shape[2], sr.shape[3]))
+        places = 1 - reward.score_map(sr, reference)[None].to(sr.device)
+        found = F.interpolate(places, size=sr.shape[2:], mode="bilinear")[0, 0].clamp_min(0)
+    else:
+        window = max(16, max(sr.shape[2:]) // WINDOWS_PER_SIDE)
+        found = reward.explain(lr[0], sr[0], window=window).clamp_min(0)
+    share = 0.7 * found / found.max().clamp_min(1e-6)
+    return sr * (1 - share) + share * torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
 
 
 def _thumbnail(image: Tensor) -> Tensor:
@@ -216,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             print(f"{name:<24}{found['n']:>6}{found['mean']:>12.4f}   {interval}")
             sheet = args.output.with_name(f"{args.output.stem}-worst-{name.replace('/', '-')}.png")
-            draw_worst(sheet, pairs, found["worst"])
+            draw_worst(sheet, pairs, found["worst"], rewards[name])
             print(f"  worst: {', '.join(found['worst'][:3])}, ... ({sheet})")
         print(f"scores: {args.output}")
     if failed:

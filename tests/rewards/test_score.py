@@ -16,6 +16,7 @@ from lucidnft.images import read_image, save_image
 from lucidnft.rewards import build_reward
 from lucidnft.rewards.score import main, pair_files, summarise
 from lucidnft.statistics import bootstrap_means
+from tests.rewards.small_qwen3_vl import save_small_checkpoint
 
 
 @pytest.fixture
@@ -59,7 +60,9 @@ def test_scores_are_those_of_the_rewards_and_the_worst_are_drawn(folders, tmp_pa
         )
         assert found[stem, "psnr"] == pytest.approx(float(build_reward("psnr")(sr, hr=hr)))
     sheet = Image.open(output.with_name("scores-worst-psnr.png"))
-    assert sheet.width > 3 * 256 and sheet.height > 3 * 256  # three columns, three rows
+    assert 3 * 256 < sheet.width < 4 * 256 and sheet.height > 3 * 256  # three columns, three rows
+    with_map = Image.open(output.with_name("scores-worst-lucid_consistency.png"))
+    assert 4 * 256 < with_map.width < 5 * 256
     printed = capsys.readouterr().out
     assert "worst: p.2, p.1, p.0" in printed and "95 % interval" in printed
 
@@ -73,6 +76,17 @@ def test_json_has_the_means_too_and_settings_reach_the_reward(folders, tmp_path)
     values = [row["score"] for row in record["scores"] if row["reward"] == "plain"]
     assert record["rewards"]["plain"]["mean"] == pytest.approx(sum(values) / 3)
     assert record["rewards"]["plain"]["low"] < record["rewards"]["plain"]["mean"]
+
+
+def test_embedders_of_whole_images_get_their_map_by_occlusion(folders, tmp_path):
+    checkpoint = save_small_checkpoint(tmp_path / "qwen3_vl")
+    embedder = f"{{type: qwen3_vl, model_name_or_path: {checkpoint}, dtype: float32}}"
+    reward = f"[{{type: lucid_consistency, head: null, embedder: {embedder}}}]"
+    main(arguments(folders, "sr", "lr", reward=reward, output=tmp_path / "scores.csv"))
+    with Image.open(tmp_path / "scores-worst-lucid_consistency.png") as sheet:
+        assert 3 * 256 < sheet.width < 4 * 256
+        red, green, _ = sheet.crop((2 * 256, 20, 3 * 256, sheet.height)).resize((1, 1)).getpixel((0, 0))
+    assert red > green  # the map is over SR
 
 
 def test_single_files_are_a_pair_whatever_their_names(folders, tmp_path, capsys):
