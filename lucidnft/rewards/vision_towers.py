@@ -6,6 +6,7 @@ the border.  Images are resized and normalised as tensors on the model's device;
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
 
 
-class VisionTower:
+class VisionTower(ABC):
     """`lucidnft.rewards.embedders.ImageEmbedder` of one vector per image; subclasses implement `encode`."""
 
     name: str
@@ -66,9 +67,9 @@ class VisionTower:
             )
         return embeddings[:, None]
 
+    @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (N, 3, *size) -> (N, D)."""
-        raise NotImplementedError
 
 
 class OpenClipEmbedder(VisionTower):
