@@ -227,7 +227,8 @@ class Qwen3VLEmbedderConfig(ConfigModel):
 def is_embedding_checkpoint(where: str | Path, config: Any) -> bool:
     """Whether a Qwen3-VL checkpoint says that it is for embeddings, by its architecture or by how it pools.
 
-    The published embedding models name the generating architecture and differ by modules.json.
+    The published embedding models name the generating architecture too; that they have the modules.json of
+    sentence-transformers is what others say of them, and could not be looked up here.
     """
     from transformers.utils import cached_file
 
