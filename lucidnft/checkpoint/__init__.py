@@ -19,6 +19,7 @@ from lucidnft.checkpoint.tensor_files import (
     load_tensors,
     save_json,
     save_tensors,
+    save_text,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "prune_checkpoints",
     "save_json",
     "save_tensors",
+    "save_text",
     "set_aside_newer",
     "unused_name",
 ]

@@ -91,6 +91,11 @@ def save_json(path: str | Path, value: object) -> None:
     _replace_file(path, (_to_json(path, value, indent=2) + "\n").encode())
 
 
+def save_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 file atomically.  Raises CheckpointWriteError as `save_tensors`."""
+    _replace_file(Path(path), text.encode())
+
+
 def load_json(path: str | Path) -> Any:
     """Read a JSON file.  Raises FileNotFoundError, or ValueError when it is cut short or damaged."""
     path = Path(path)

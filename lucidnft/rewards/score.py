@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
+import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from lucidnft.checkpoint import save_json, save_text
 from lucidnft.images import UnreadableImageError, list_images, read_image, resize
 from lucidnft.metric_logger import draw_grid
 from lucidnft.rewards.base import Reward
@@ -125,26 +125,15 @@ def summarise(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
 
 def write_scores(path: Path, rows: Sequence[Mapping[str, Any]], summaries: Mapping[str, Any]) -> None:
     """CSV with the columns stem, reward, score; or JSON with the summaries too.  Replaces a file whole."""
-    long = [(row["stem"], name, row[name]) for row in rows for name in summaries]
-
-    def write(file: IO[str]) -> None:
-        if path.suffix.lower() == ".json":
-            images = [{"stem": stem, "reward": name, "score": score} for stem, name, score in long]
-            json.dump({"rewards": summaries, "scores": images}, file, indent=1)
-        else:
-            writer = csv.writer(file)
-            writer.writerow(("stem", "reward", "score"))
-            writer.writerows(long)
-
-    _replace(path, write)
-
-
-def _replace(path: Path, write: Callable[[IO[str]], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        write(file)
-    os.replace(partial, path)
+    long = [(row["stem"], name, row[name]) for row in rows for name in summaries]
+    if path.suffix.lower() == ".json":
+        images = [{"stem": stem, "reward": name, "score": score} for stem, name, score in long]
+        save_json(path, {"rewards": summaries, "scores": images})
+    else:
+        text = io.StringIO()
+        csv.writer(text).writerows([("stem", "reward", "score"), *long])
+        save_text(path, text.getvalue())
 
 
 def draw_worst(path: Path, pairs: Sequence[ScoredFiles], worst: Sequence[str], reward: Reward) -> None:

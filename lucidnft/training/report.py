@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from lucidnft.checkpoint import load_json
+from lucidnft.checkpoint import load_json, save_text
 from lucidnft.metric_logger import read_metrics
 from lucidnft.training.charts import Curve, interval_bar, line_chart
 from lucidnft.training.comparison import (
@@ -85,9 +84,7 @@ def write_report(run_dir: str | Path) -> Path:
         ],
     )
     path = run_dir / REPORT_FILE
-    temporary = path.with_name(f".{REPORT_FILE}.partial")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    save_text(path, html)
     return path
 
 
