@@ -2,7 +2,7 @@
 
     python train.py --config configs/tiny/nft.yaml [key=value ...] [--dry-run] [--resume_from_checkpoint latest|DIR]
 
-Several processes: accelerate launch --num_processes 2 train.py ...  (CPUs: torchrun --nproc_per_node 2 train.py ...)
+Several processes, on GPUs or CPUs: accelerate launch --multi_gpu --num_processes 2 train.py ...
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ def build_accelerator(device: str) -> Accelerator:
     accelerator = Accelerator(cpu=kind == "cpu")
     if accelerator.num_processes == 1 and _several_were_asked_for():
         accelerator.print(
-            "warning: accelerate launch was asked for several processes but has started one, as it does without "
-            "GPUs; use: torchrun --nproc_per_node N train.py ..., or accelerate launch --multi_gpu"
+            "warning: accelerate launch was asked for several processes but has started one, as it does where it "
+            "sees no GPUs; add --multi_gpu, which starts them on CPUs too: accelerate launch --multi_gpu "
+            "--num_processes N train.py ..."
         )
     if ":" in device and accelerator.num_processes > 1:
         raise ValueError(
