@@ -71,3 +71,12 @@ def replay(hr: Tensor, record: Mapping[str, Any]) -> Tensor:
     for operation in operations:
         image = apply_operation(image, operation)
     return torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+
+
+def aligned(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same draw with shot noise that agrees between images wherever they agree: to compare altered copies."""
+    operations = [
+        {**operation, "aligned": True} if operation["op"] == "poisson_noise" else operation
+        for operation in record["operations"]
+    ]
+    return {**record, "operations": operations}

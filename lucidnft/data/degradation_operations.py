@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy import fft
+from scipy.stats import poisson
 
 from lucidnft.data.blur_kernels import elliptic_kernel, sinc_kernel
 
@@ -83,15 +84,24 @@ def _gaussian_noise(image: np.ndarray, op: Mapping[str, Any]) -> np.ndarray:
 
 
 def _poisson_noise(image: np.ndarray, op: Mapping[str, Any]) -> np.ndarray:
-    """Shot noise times op["scale"]; photon count = number of grey levels in use, up to a power of two."""
+    """Shot noise times op["scale"]; photon count = number of grey levels in use, up to a power of two.
+
+    With op["aligned"], every pixel has a random number of its own and the count is 256, so that another value of one
+    changes no other; numpy's own sampler takes as many numbers as the values ask for.
+    """
     rng = np.random.default_rng(op["noise_seed"])
     levels = np.round(_clip(image) * 255)
     if op["grey"]:
         levels = np.round(np.tensordot(_LUMINANCE, levels, axes=1)[None])
     used = np.bincount(levels.astype(np.int64).ravel(), minlength=256)
-    photons = 2 ** int(np.ceil(np.log2(np.count_nonzero(used))))
+    photons = 256 if op.get("aligned", False) else 2 ** int(np.ceil(np.log2(np.count_nonzero(used))))
     clean = levels / np.float32(255)
-    noise = rng.poisson(clean * np.float32(photons)).astype(np.float32) / np.float32(photons) - clean
+    expected = clean * np.float32(photons)
+    if op.get("aligned", False):
+        counts = np.maximum(poisson.ppf(rng.random(expected.shape), expected), 0)
+    else:
+        counts = rng.poisson(expected)
+    noise = counts.astype(np.float32) / np.float32(photons) - clean
     return _clip(image + noise * np.float32(op["scale"]))
 
 

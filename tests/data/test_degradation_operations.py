@@ -77,6 +77,23 @@ def test_gaussian_noise_has_the_recorded_strength():
     assert (mixed[2] - grey[2]).std() * 255 == pytest.approx(20, rel=0.03)
 
 
+def test_aligned_shot_noise_is_local_and_has_the_same_spread():
+    image = np.full((3, 64, 64), 0.1, np.float32) + np.linspace(0, 0.8, 64 * 64, dtype=np.float32).reshape(
+        64, 64
+    )
+    changed = image.copy()
+    changed[:, :4, :4] = 0.5
+    op = {"op": "poisson_noise", "scale": 1.0, "grey": False, "noise_seed": 3}
+    plain, first, second = (
+        apply_operation(x, {**op, "aligned": flag})
+        for x, flag in ((image, False), (image, True), (changed, True))
+    )
+    np.testing.assert_array_equal(first[:, 4:], second[:, 4:])
+    assert (apply_operation(changed, op)[:, 8:] != plain[:, 8:]).any()
+    assert (first - image).std() == pytest.approx((plain - image).std(), rel=0.05)  # 205 levels: 256 photons
+    assert abs((first - image).mean()) < 0.002
+
+
 def test_poisson_noise_has_the_variance_of_its_photon_count():
     # Five grey levels in use: the count is rounded up to 8 photons at full white, variance = value / 8.
     values = [0.2, 0.32, 0.4, 0.52, 0.6]
