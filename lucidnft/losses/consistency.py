@@ -9,6 +9,8 @@ original than to an unfaithful version of it, by a margin in proportion to how u
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,10 +22,12 @@ def consistency_loss(
     unfaithful: Tensor,
     unfaithfulness: Tensor,
     *,
+    counterpart: Tensor | None = None,
     temperature: float = 0.1,
     margin: float = 0.6,
     hinge_weight: float = 4.0,
     positive_weight: float = 1.0,
+    spread_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of B contents from L2-normalised embeddings at L places.
 
@@ -31,7 +35,10 @@ def consistency_loss(
     degraded: (B, P, L, D), of its LR versions.
     unfaithful: (B, Q, L, D), of wrong restorations.
     unfaithfulness: (B, Q, L) in [0, 1], how wrong each place is; 0 asks for nothing there.
+    counterpart: (B, Q, L, D), what each wrong restoration is compared with; default the original.
     margin: cosine difference asked of a place that is entirely wrong.
+    spread_weight: of the standard deviation of the score over the P >= 2 degraded versions, in units of the
+        batch's gap between true and mismatched pairs (without which scores would only have to shrink).
 
     Returns (B,) losses and detached scalars.  The negatives of the InfoNCE term are the other contents of
     the batch (B >= 2); the other terms depend on one content alone.
@@ -47,7 +54,11 @@ def consistency_loss(
     kept = (degraded * original[:, None]).sum(dim=-1)  # (B, P, L)
     strayed = torch.einsum("bpld,bqld->bpql", degraded, unfaithful)
     wanted = margin * unfaithfulness[:, None]
-    violation = F.relu(wanted - (kept[:, :, None] - strayed)) * (unfaithfulness[:, None] > 0)
+    if counterpart is None:
+        ahead = kept[:, :, None] - strayed  # (B, P, Q, L)
+    else:
+        ahead = torch.einsum("bpld,bqld->bpql", degraded, counterpart) - strayed
+    violation = F.relu(wanted - ahead) * (unfaithfulness[:, None] > 0)
     # Squared near zero, so that a nearly kept margin stops pulling; smooth at the hinge.
     hinge = (
         F.huber_loss(violation, torch.zeros_like(violation), reduction="none", delta=0.1).mean(dim=(1, 2, 3))
@@ -55,7 +66,7 @@ def consistency_loss(
     )
     positive = (1 - kept).mean(dim=(1, 2))
 
-    gaps = (kept[:, :, None] - strayed).mean(dim=-1)
+    gaps = ahead.mean(dim=-1)
     wrong = unfaithfulness.mean(dim=-1) > 0.02
     right = ((gaps > 0) & wrong[:, None]).sum() / (wrong.sum() * degraded.shape[1]).clamp_min(1)
     logs = {
@@ -66,7 +77,43 @@ def consistency_loss(
         "hinge_accuracy": right,
     }
     total = contrast + hinge_weight * hinge + positive_weight * positive
+    if spread_weight:
+        spread = _relative_spread(original, degraded)
+        logs["spread"] = spread.mean()
+        total = total + spread_weight * spread
     return total, {name: value.detach() for name, value in logs.items()}
+
+
+def _relative_spread(original: Tensor, degraded: Tensor) -> Tensor:
+    """(B,) standard deviation over P of the score with the own original, over mean own minus mean other score."""
+    if degraded.shape[1] < 2:
+        raise ValueError("spread_weight is above 0, but a pool has one degraded version: nothing can spread")
+    table = torch.einsum("bpld,cld->bpc", degraded, original) / degraded.shape[2]
+    own = table.diagonal(dim1=0, dim2=2).T  # (B, P)
+    others = table.sum(dim=2) - own
+    gap = own.mean() - others.mean() / (len(original) - 1)
+    return own.std(dim=1) / gap.clamp_min(1e-3)
+
+
+def alignment_loss(
+    lr: Tensor, hr: Tensor, *, kind: Literal["cosine", "info_nce"], temperature: float = 0.1
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of B LR-HR pairs, L2-normalised embeddings (B, L, D) each; (B,) losses and detached scalars.
+
+    cosine: 1 - cosine, the least that arXiv 2603.05947 (v1) can be read to do; a head that maps everything to one
+    vector has a loss of 0.  info_nce: find the own HR image among those of the batch, place by place.
+
+    Raises:
+        ValueError: info_nce with fewer than two pairs.
+    """
+    kept = (lr * hr).sum(dim=-1)
+    if kind == "cosine":
+        loss = (1 - kept).mean(dim=1)
+    elif lr.shape[0] < 2:
+        raise ValueError(f"info_nce needs 2 pairs or more to tell apart, got {lr.shape[0]}")
+    else:
+        loss = _info_nce(hr, lr[:, None], temperature)
+    return loss, {"positive_cosine": kept.mean().detach()}
 
 
 def _info_nce(original: Tensor, degraded: Tensor, temperature: float) -> Tensor:
