@@ -75,6 +75,12 @@ class Reward(ABC):
         """Move the networks of this reward; the default has none."""
         return self
 
+    def wake(self) -> None:  # noqa: B027  most rewards stay where they are
+        """Called before a batch is scored; a reward that waits elsewhere comes to its device."""
+
+    def rest(self) -> None:  # noqa: B027
+        """Called after a batch was scored; a reward may leave its device to others."""
+
     @torch.no_grad()
     def __call__(
         self,
@@ -110,7 +116,9 @@ class Reward(ABC):
             raise ValueError(
                 f"reward '{self.card.name}': hr has shape {tuple(hr.shape)}, sr {tuple(sr.shape)}; they must agree"
             )
+        self.wake()
         scores = self.score(sr, self.reference(lr, hr, prompts, size)).float().reshape(-1)
+        self.rest()
         check_scores(scores, sr.shape[0], self.card.name, [str(i) for i in range(sr.shape[0])])
         return scores
 
@@ -205,18 +213,23 @@ class RewardSuite:
         columns, maps = [], []  # maps stays empty without a grid
         for name, reward in self.rewards.items():
             check_size(reward.card, size)
+            reward.wake()
             reference = reward.reference(batch.lr, batch.hr, batch.prompts, size)
             parts = []
             for start in range(0, flat.shape[0], self.chunk_size):
                 part = slice(start, start + self.chunk_size)
                 rows_of_part = {n: v[rows[part].to(v.device)] for n, v in reference.items()}
                 parts.append(score_part(reward, flat[part], rows_of_part, grid))
-            scores = torch.cat([scores for scores, _ in parts])
+            reward.rest()
+            scores = torch.cat([scores for scores, _ in parts]).to(flat.device)
             check_scores(scores, flat.shape[0], name, keys)
             columns.append(split_groups(scores, group_size))
             if grid is not None:
                 maps.append(
-                    split_groups(torch.cat([places for _, places in parts if places is not None]), group_size)
+                    split_groups(
+                        torch.cat([places.to(flat.device) for _, places in parts if places is not None]),
+                        group_size,
+                    )
                 )
         places = torch.stack(maps, dim=2) if maps else None
         return RewardOutput(names=self.names, stacked=torch.stack(columns, dim=-1), places=places)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +25,10 @@ from lucidnft.config_validation import one_of
 from lucidnft.images import resize
 from lucidnft.rewards.base import Reference, Reward, RewardCard
 from lucidnft.rewards.embedders import EmbedderArchitecture, ImageEmbedder, TinyEmbedder
+from lucidnft.rewards.occlusion import occlusion_map
 from lucidnft.rewards.projection_head import ProjectionHead, load_head
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
+from lucidnft.rewards.tensor_cache import TensorCache, tensor_key
 from lucidnft.rewards.vision_towers import HfVisionEmbedderConfig, OpenClipEmbedderConfig
 from lucidnft.rewards.weights import half_precision, load_weights_, read_header, weight_file
 from lucidnft.schema import ConfigModel
@@ -50,8 +53,19 @@ class TinyConsistencyNetwork(nn.Module):
 class LucidConsistency(Reward):
     """Mean cosine of projected LR and SR embeddings, in [-1, 1]; differentiable where the embedder is."""
 
-    def __init__(self, embedder: ImageEmbedder, head: ProjectionHead | None) -> None:
+    def __init__(
+        self,
+        embedder: ImageEmbedder,
+        head: ProjectionHead | None,
+        *,
+        device: str | None = None,
+        offload: bool = False,
+        lr_cache_bytes: int = 0,
+    ) -> None:
         """embedder and head: trained; the head is frozen here.  No head: the cosine of the embeddings themselves.
+
+        device: where they live whatever device the run has; default that of the run.  offload: they wait on the
+            CPU until `wake`.  lr_cache_bytes: projected LR embeddings that are kept, for weights that do not change.
 
         Raises:
             ValueError: the head is of another width than the embeddings.
@@ -63,6 +77,9 @@ class LucidConsistency(Reward):
             )
         self.embedder = embedder
         self.head = None if head is None else head.eval().requires_grad_(False)
+        self.offload = offload
+        self._own_device, self._device = device, torch.device(device or "cpu")
+        self._lr_cache = TensorCache(lr_cache_bytes)
         self.card = RewardCard(
             name="lucid_consistency",
             needs=frozenset({"lr"}),
@@ -91,8 +108,17 @@ class LucidConsistency(Reward):
         """The projected embeddings of the G LR images, (G, L, D), once per group."""
         if lr is None:
             raise ValueError("reward 'lucid_consistency' needs lr: pass reward(sr, lr=...)")
-        resized = resize(lr, sr_size) if self.embedder.resizes_lr else lr
-        return {"projected": self.project(resized)}
+        keys = [tensor_key(image, sr_size if self.embedder.resizes_lr else None) for image in lr]
+        kept = [self._lr_cache.get(key) for key in keys]
+        new = [index for index, value in enumerate(kept) if value is None]
+        if new:
+            resized = resize(lr[new], sr_size) if self.embedder.resizes_lr else lr[new]
+            for index, projected in zip(new, self.project(resized), strict=True):
+                kept[index] = projected
+                self._lr_cache.put(keys[index], projected)
+        found = [value for value in kept if value is not None]
+        device = found[new[0]].device if new else self._device
+        return {"projected": torch.stack([value.to(device) for value in found])}
 
     def score(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N,) float32 in [-1, 1]."""
@@ -112,7 +138,8 @@ class LucidConsistency(Reward):
 
     def local_scores(self, sr: Tensor, reference: Reference) -> Tensor:
         """(N, 3, H, W) -> (N, L) cosines, one for every place the embedder looks at."""
-        return (self.project(sr) * reference["projected"]).sum(dim=-1)
+        projected = self.project(sr)
+        return (projected * reference["projected"].to(projected.device)).sum(dim=-1)
 
     def project(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, L, D), L2-normalised."""
@@ -140,49 +167,39 @@ class LucidConsistency(Reward):
                 raise ValueError(
                     f"explain takes one image (3, H, W), got {name} of shape {tuple(image.shape)}"
                 )
-        step = window // 2 if stride is None else stride
-        if window < 1 or step < 1:
-            raise ValueError(f"window is {window} and stride {step}, expected 1 or more")
         size = (sr.shape[1], sr.shape[2])
         enlarged = resize(lr[None], size)[0].to(sr.device)
         reference = self.reference(lr[None], None, None, size)
-        before = self.score(sr[None], reference)
-        corners = [(y, x) for y in _starts(size[0], window, step) for x in _starts(size[1], window, step)]
-        rises, weights = sr.new_zeros(size), sr.new_zeros(size)
-        for start in range(0, len(corners), chunk_size):
-            masks = torch.stack(
-                [_fade(size, corner, window) for corner in corners[start : start + chunk_size]]
-            )
-            masks = masks.to(sr.device)
-            swapped = sr + masks[:, None] * (enlarged - sr)
-            rows = {n: v.expand(len(masks), *v.shape[1:]) for n, v in reference.items()}
-            rise = (self.score(swapped, rows) - before).to(sr.device)
-            rises += (rise[:, None, None] * masks).sum(dim=0)
-            weights += masks.sum(dim=0)
-        return rises / weights
+
+        def score(images: Tensor) -> Tensor:
+            rows = {name: value.expand(len(images), *value.shape[1:]) for name, value in reference.items()}
+            return self.score(images, rows)
+
+        step = window // 2 if stride is None else stride
+        return occlusion_map(score, sr, enlarged, window=window, stride=step, chunk_size=chunk_size)
 
     def to(self, device: torch.device | str) -> LucidConsistency:
-        """Move embedder and head."""
+        """Move embedder and head, unless they have a device of their own; offloaded ones move when they wake."""
+        self._device = torch.device(self._own_device or device)
+        self._move("cpu" if self.offload else self._device)
+        return self
+
+    def wake(self) -> None:
+        """Bring offloaded networks to their device."""
+        if self.offload:
+            self._move(self._device)
+
+    def rest(self) -> None:
+        """Bring networks that are to be offloaded back to the CPU, and give their memory free."""
+        if self.offload:
+            self._move("cpu")
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _move(self, device: torch.device | str) -> None:
         self.embedder.to(device)
         if self.head is not None:
             self.head.to(device)
-        return self
-
-
-def _starts(side: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows that cover a side to its end."""
-    last = max(0, side - window)
-    return sorted({*range(0, last, stride), last})
-
-
-def _fade(size: tuple[int, int], corner: tuple[int, int], window: int) -> Tensor:
-    """(H, W): a window of height 1 that falls off to its edges, so that no seam is scored; zero elsewhere."""
-    mask = torch.zeros(size)
-    lengths = [min(window, side - start) for side, start in zip(size, corner, strict=True)]
-    rows, columns = (torch.hann_window(n + 2, periodic=False)[1:-1] for n in lengths)
-    (top, left), (height, width) = corner, lengths
-    mask[top : top + height, left : left + width] = rows[:, None] * columns
-    return mask
 
 
 def load_consistency_network(path_or_name: str | Path) -> TinyConsistencyNetwork:
@@ -225,6 +242,9 @@ class LucidConsistencyConfig(ConfigModel):
     embedder: AnyEmbedder = TinyEmbedderConfig()
     head: str | None = "tiny"  # a file, or a shipped name; null compares the embeddings themselves
     weight: float = 1.0
+    device: str | None = None  # of embedder and head, such as cuda:1; null is that of the run
+    offload: bool = False  # keep them on the CPU while nothing is scored
+    lr_cache_bytes: int = Field(default=2**28, ge=0)  # embeddings of LR images that are kept for the run
 
     def build(self) -> LucidConsistency:
         """Load the weights and make the reward.
@@ -233,12 +253,17 @@ class LucidConsistencyConfig(ConfigModel):
             ValueError: head and embedder do not belong together, or a file does not hold what it should.
         """
         if isinstance(self.embedder, TinyEmbedderConfig):
-            reward = LucidConsistency.from_pretrained(self.head or "tiny")
-            return reward if self.head else LucidConsistency(reward.embedder, None)
-        if self.head in SHIPPED:
+            network = load_consistency_network(self.head or "tiny")
+            embedder: Any = network.embedder.eval().requires_grad_(False)
+            head: ProjectionHead | None = network.head if self.head else None
+        elif self.head in SHIPPED:
             raise ValueError(
                 f"head {self.head!r} was trained with the embedder that ships, not with {self.embedder.type}; set "
                 "head to its file (of the release: proj_head.pt), or to null for the embeddings themselves"
             )
-        head = None if self.head is None else load_head(self.head)
-        return LucidConsistency(self.embedder.build(), head)
+        else:
+            head = None if self.head is None else load_head(self.head)
+            embedder = self.embedder.build()
+        return LucidConsistency(
+            embedder, head, device=self.device, offload=self.offload, lr_cache_bytes=self.lr_cache_bytes
+        )
