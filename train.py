@@ -69,7 +69,6 @@ def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerato
     if isinstance(config, FlowMatchingConfig):
         backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
         data = config.data.build(config.seed, backbone.upscale or 4)
-        accelerator.print(f"data:\n{data.train.describe()}")
         sections = (data.train, data.held_out, config.train, config.eval)
         task = FlowMatchingTask(
             backbone, *sections, seed=config.seed, num_grid_images=config.log.num_grid_images

@@ -28,6 +28,7 @@ from lucidnft.rewards.registry import REWARD_CONFIGS, RewardConfig
 from lucidnft.rollout import RolloutConfig
 from lucidnft.schema import ConfigModel
 from lucidnft.training.consistency_task import ConsistencyTaskConfig
+from lucidnft.training.head_settings import PairedConfig, PoolsConfig
 from lucidnft.training.quality_task import QualityTaskConfig
 from lucidnft.training.settings import (
     EvalConfig,
@@ -44,6 +45,10 @@ Model = Annotated[TinyBackboneConfig, *one_of(TinyBackboneConfig)]
 AnyData = Annotated[
     LrFolderConfig | PairedFolderConfig | HrFolderConfig,
     *one_of(LrFolderConfig, PairedFolderConfig, HrFolderConfig),
+]
+AnyConsistencyData = Annotated[
+    ConsistencyTaskConfig | PairedConfig | PoolsConfig,
+    *one_of(ConsistencyTaskConfig, PairedConfig, PoolsConfig),
 ]
 AnyReward = Annotated[RewardConfig, *one_of(*REWARD_CONFIGS)]
 
@@ -118,11 +123,11 @@ class QualityConfig(RunConfig):
 
 
 class ConsistencyConfig(RunConfig):
-    """Task consistency: train the tiny embedder and the head that compares an SR image with its LR image."""
+    """Task consistency: train the head that compares an SR image with its LR image, or the tiny embedder too."""
 
     task: Literal["consistency"]
     run_name: str = Field(default="consistency", min_length=1)
-    data: ConsistencyTaskConfig = ConsistencyTaskConfig()
+    data: AnyConsistencyData = PoolsConfig()
     train: SupervisedTrainConfig = SupervisedTrainConfig()
 
 

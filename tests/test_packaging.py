@@ -27,7 +27,9 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_modules_and_configs_are_found():
     assert len(MODULES) >= 40
     assert CONFIGS == [
+        "configs/lucidflux/consistency.yaml",
         "configs/tiny/consistency.yaml",
+        "configs/tiny/consistency_embedder.yaml",
         "configs/tiny/flow_matching.yaml",
         "configs/tiny/nft.yaml",
         "configs/tiny/nft_paired.yaml",

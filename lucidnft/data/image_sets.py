@@ -69,6 +69,7 @@ class ImageSet(Protocol):
     """Images by number."""
 
     names: tuple[str, ...]
+    files: tuple[Path, ...]  # all that are read
     provides: frozenset[str]
     upscale: int
 
@@ -114,6 +115,7 @@ class LrImages:
         self, paths: Sequence[Path], names: Sequence[str], upscale: int, cache: DecodedImages
     ) -> None:
         self.paths, self.names, self.upscale, self.cache = tuple(paths), tuple(names), upscale, cache
+        self.files = self.paths
 
     def lr_size(self, index: int) -> tuple[int, int]:
         height, width = self.cache.get(self.paths[index]).shape[:2]
@@ -138,6 +140,7 @@ class PairedImages:
     ) -> None:
         self.lr_paths, self.hr_paths = tuple(lr_paths), tuple(hr_paths)
         self.names, self.upscale, self.cache = tuple(names), upscale, cache
+        self.files = (*self.lr_paths, *self.hr_paths)
 
     def lr_size(self, index: int) -> tuple[int, int]:
         height, width = self.cache.get(self.lr_paths[index]).shape[:2]
@@ -158,6 +161,7 @@ class DegradedImages:
         self, paths: Sequence[Path], names: Sequence[str], degradation: Degradation, cache: DecodedImages
     ) -> None:
         self.paths, self.names, self.degradation, self.cache = tuple(paths), tuple(names), degradation, cache
+        self.files = self.paths
         self.upscale = degradation.upscale
 
     def lr_size(self, index: int) -> tuple[int, int]:

@@ -38,7 +38,8 @@ from lucidnft.rewards.consistency import (
 from lucidnft.rewards.embedders import CELL
 from lucidnft.rng import numpy_generator_for
 from lucidnft.training.evaluation import Evaluation
-from lucidnft.training.photographs import Photographs, PhotographSettings
+from lucidnft.training.photographs import Photographs, PhotographSettings, describe_photographs
+from lucidnft.training.supervised_task import SupervisedTask
 
 UPSCALE = 4
 PRESETS: tuple[Preset, ...] = ("realesrgan", "light", "bsrgan", "bicubic")
@@ -82,8 +83,8 @@ class ConsistencyTaskConfig(PhotographSettings):
         return ConsistencyTask(photographs, held_out, seed=seed, network=network)
 
 
-class ConsistencyTask:
-    """A `SupervisedTask` (see `supervised_trainer`)."""
+class ConsistencyTask(SupervisedTask):
+    """Its samples, loss and evaluation."""
 
     name = "consistency"
 
@@ -113,6 +114,10 @@ class ConsistencyTask:
         self.seed = seed
         self._degradations = [Degradation(preset, UPSCALE) for preset in PRESETS]
         self._evaluation_set: dict[str, Tensor] | None = None
+
+    def describe(self) -> str:
+        """Numbers of photographs and the crop sizes."""
+        return describe_photographs(self.photographs, self.held_out)
 
     def batch(self, step: int, rows: range, num_rows: int) -> ConsistencySamples:
         """The samples of these rows, each a function of (seed, step, row)."""

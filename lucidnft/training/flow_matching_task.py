@@ -24,6 +24,7 @@ from lucidnft.training.evaluation import Evaluation
 from lucidnft.training.guards import Guards
 from lucidnft.training.held_out import picture_rows, restore_held_out
 from lucidnft.training.settings import EvalConfig, FlowMatchingTrainConfig
+from lucidnft.training.supervised_task import SupervisedTask
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class FlowMatchingSamples:
     t: Tensor  # (B,)
 
 
-class FlowMatchingTask:
-    """A `SupervisedTask` (see `supervised_trainer`) around a backbone."""
+class FlowMatchingTask(SupervisedTask):
+    """Its samples, loss and evaluation around a backbone."""
 
     name = "flow_matching"
 
@@ -65,6 +66,10 @@ class FlowMatchingTask:
         self.seed = seed
         self.num_grid_images = num_grid_images
         self.guards = Guards()
+
+    def describe(self) -> str:
+        """Counts, crop sizes and what was skipped."""
+        return self.source.describe()
 
     def batch(self, step: int, rows: range, num_rows: int) -> FlowMatchingSamples:
         """The rows of this rank out of the step's `num_rows` samples."""

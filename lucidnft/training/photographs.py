@@ -126,3 +126,11 @@ class Photographs:
         pixels = self._pixels[index]
         top, left = ((side - self.crop_size) // 2 for side in pixels.shape[:2])
         return pixels_to_tensor(pixels[top : top + self.crop_size, left : left + self.crop_size])
+
+
+def describe_photographs(train: Photographs, held_out: Photographs) -> str:
+    """One line for the start of a run."""
+    return (
+        f"{len(train)} photographs in crops of {train.crop_size} px, {len(held_out)} held out in crops of "
+        f"{held_out.crop_size} px"
+    )

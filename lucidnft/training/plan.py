@@ -143,16 +143,16 @@ def describe_plan(
 
 
 def describe_supervised_plan(trainer: SupervisedTrainer) -> str:
-    """Batch plan and memory estimate of a supervised run; activations are measured on two samples at most.
+    """Data, batch plan and memory estimate of a supervised run; activations are measured on two samples at most.
 
     Raises:
         ValueError: train.batch_size cannot be divided among the processes.
     """
     train, task = trainer.train, trainer.task
     parts = trainer.rows()
-    few = range(min(2, len(parts[0])))  # a contrastive loss needs two
-    samples = task.batch(0, few, train.batch_size)
-    activations = saved_bytes(task.module, lambda: task.loss(samples)) / len(few)
+    few = min(2, len(parts[0]))  # a contrastive loss needs two
+    samples = task.probe(few)
+    activations = saved_bytes(task.module, lambda: task.loss(samples)) / few
     trained = sum(p.numel() * p.element_size() for p in trainer.parameters.values())
     weights = sum(p.numel() * p.element_size() for p in task.module.parameters())
     plan = [
@@ -169,4 +169,4 @@ def describe_supervised_plan(trainer: SupervisedTrainer) -> str:
             "activations of a backward pass": round(activations * len(parts[0])),
         }
     )
-    return "batch plan:\n" + "\n".join(plan) + f"\nmemory:\n{memory}"
+    return f"data:\n{task.describe()}\nbatch plan:\n" + "\n".join(plan) + f"\nmemory:\n{memory}"

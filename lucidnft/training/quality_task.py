@@ -23,7 +23,8 @@ from lucidnft.losses.quality import quality_loss
 from lucidnft.rewards.quality import CELL, QualityNet, QualityNetwork, save_quality_network
 from lucidnft.rng import numpy_generator_for
 from lucidnft.training.evaluation import Evaluation
-from lucidnft.training.photographs import Photographs, PhotographSettings
+from lucidnft.training.photographs import Photographs, PhotographSettings, describe_photographs
+from lucidnft.training.supervised_task import SupervisedTask
 
 RANKABLE = 0.0015
 """Mean absolute difference of two versions below which their order is not asked for."""
@@ -74,8 +75,8 @@ class QualityTaskConfig(PhotographSettings):
         return QualityTask(photographs, held_out, seed=seed, num_versions=self.num_versions, network=network)
 
 
-class QualityTask:
-    """A `SupervisedTask` (see `supervised_trainer`); a row is one photograph in all its versions."""
+class QualityTask(SupervisedTask):
+    """Its samples, loss and evaluation; a row is one photograph in all its versions."""
 
     name = "quality"
 
@@ -105,6 +106,10 @@ class QualityTask:
         self.photographs, self.held_out = photographs, held_out
         self.seed, self.num_versions = seed, num_versions
         self._evaluation_set: dict[str, Tensor] | None = None
+
+    def describe(self) -> str:
+        """Numbers of photographs and the crop sizes."""
+        return describe_photographs(self.photographs, self.held_out)
 
     def batch(self, step: int, rows: range, num_rows: int) -> QualitySamples:
         """The samples of these rows, each a function of (seed, step, row)."""

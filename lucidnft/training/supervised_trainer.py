@@ -9,40 +9,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from lucidnft.checkpoint import checkpoint_folder, load_tensors, prune_checkpoints, save_tensors
 from lucidnft.metric_logger import MetricLogger
 from lucidnft.training.ema import Ema
-from lucidnft.training.evaluation import Evaluation
 from lucidnft.training.optim import apply_update, build_optimizer, learning_rate_at
 from lucidnft.training.progress import show_phase
 from lucidnft.training.settings import EvalSchedule, LogConfig, SupervisedTrainConfig
 from lucidnft.training.state import load_parameters_, load_state_, save_state
-
-
-class SupervisedTask(Protocol):
-    """What differs between supervised runs."""
-
-    name: str
-    module: nn.Module  # trained whole; parameters with requires_grad off are left out
-
-    def batch(self, step: int, rows: range, num_rows: int) -> Any:
-        """These rows of the step's samples, a pure function of (seed, step, row)."""
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B,) losses and detached scalars."""
-
-    def evaluate(self) -> Evaluation:
-        """On held-out data, of the module as it stands."""
-
-    def export(self, path: str, **card: Any) -> None:
-        """Write the shippable weights, of the module as it stands."""
+from lucidnft.training.supervised_task import SupervisedTask
 
 
 class SupervisedTrainer:
@@ -121,6 +102,7 @@ class SupervisedTrainer:
     def fit(self) -> dict[str, float]:
         """Train to max_train_steps, from the start or where `resume` put it; returns the last evaluation."""
         main = self.accelerator.is_main_process
+        self.task.prepare(self.accelerator)
         logger = MetricLogger(
             self.run_dir, step0=self.step, enabled=main, tensorboard=self.log.report_to == "tensorboard"
         )
