@@ -1,0 +1,258 @@
+"""What a consistency reward measures: matching, invariance to degradation, hallucinated regions, the trap, cost.
+
+    python benchmarks/consistency.py --rewards FILE.yaml --photographs DIR --lr DIR.. --hr DIR.. [--sr NAME=DIR..]
+
+FILE.yaml names the rewards to compare, each as in a run file (`pools: {type: lucid_consistency}`).  Real pairs share
+their file names; several folders may follow --lr, --hr and NAME=DIR, in the same order.  The photographs, which
+no reward may have trained on, give the synthetic pools.  Writes consistency.json and consistency.png (matplotlib,
+in the extra `dev`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from consistency_report import draw, tables
+from omegaconf import OmegaConf
+from scipy.stats import spearmanr
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lucidnft.data.degradation import Degradation, Preset, aligned, replay
+from lucidnft.data.region_swaps import Filling, draw_swap_mask, swap_region, visible_swap
+from lucidnft.images import list_images, read_image, resize, tensor_to_uint8
+from lucidnft.rewards import LucidConsistency, build_reward
+from lucidnft.rewards.embedders import ImageEmbedder
+from lucidnft.rewards.projection_head import ProjectionHead
+from lucidnft.rng import numpy_generator_for
+from lucidnft.training.photographs import Photographs
+from lucidnft.training.run_folder import git_commit
+
+PRESETS: tuple[Preset, ...] = ("realesrgan", "light", "bsrgan")
+POOL = 10  # degradations of one photograph
+AREAS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
+FILLINGS: tuple[Filling, ...] = ("foreign", "texture", "own")
+ATTEMPTS = 20  # masks tried for a swap that shows
+CROP = 240  # pixels of a photograph; the smallest of the usual sets has 250
+
+
+class Embeddings:
+    """Raw embeddings of every image that is asked for, computed once however many heads look at them."""
+
+    def __init__(self, embedder: ImageEmbedder) -> None:
+        self.embedder = embedder
+        self._kept: dict[tuple[str, int], Tensor] = {}
+
+    def of(self, what: str, images: list[Tensor]) -> Tensor:
+        """(N, L, D) of SR images (3, H, W) of one size; `what` names this list of images."""
+        for index, image in enumerate(images):
+            if (what, index) not in self._kept:
+                with torch.no_grad():
+                    self._kept[what, index] = self.embedder.embed(image[None])[0].half()
+        return torch.stack([self._kept[what, index] for index in range(len(images))]).float()
+
+    def of_lr(self, what: str, images: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The same of LR images beside SR of `size`."""
+        return self.of(what, [resize(i[None], size)[0] if self.embedder.resizes_lr else i for i in images])
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A reward taken apart: embeddings, which other rewards may share, and its head."""
+
+    embeddings: Embeddings
+    head: ProjectionHead | None
+
+    def project(self, raw: Tensor) -> Tensor:
+        """(N, L, D) -> the same, L2-normalised."""
+        with torch.no_grad():
+            return F.normalize(raw, dim=-1) if self.head is None else self.head(raw)
+
+    def sr(self, what: str, images: list[Tensor]) -> Tensor:
+        """(N, L, D) projected embeddings."""
+        return self.project(self.embeddings.of(what, images))
+
+    def lr(self, what: str, images: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """(N, L, D) projected embeddings of LR images beside SR of `size`."""
+        return self.project(self.embeddings.of_lr(what, images, size))
+
+
+def cosines(first: Tensor, second: Tensor) -> np.ndarray:
+    """(N, L, D) twice, or one of them (1, L, D) -> (N,): the scores."""
+    return (first * second).sum(dim=-1).mean(dim=-1).double().numpy()
+
+
+def matching(scorer: Scorer, what: str, lr: list[Tensor], hr: list[Tensor]) -> dict[str, Any]:
+    """Scores of every LR image with every HR image: own, others, and the area under the ROC curve."""
+    restored = scorer.sr(f"{what}/hr", hr)
+    known = scorer.lr(f"{what}/lr", lr, (hr[0].shape[1], hr[0].shape[2]))
+    table = np.array([cosines(row[None], restored) for row in known])
+    own, others = table.diagonal(), table[~np.eye(len(table), dtype=bool)]
+    wins = (own[:, None] > others).mean() + 0.5 * (own[:, None] == others).mean()
+    return {"own": own.tolist(), "others": others.tolist(), "auc": float(wins)}
+
+
+def degraded_pool(image: Tensor, index: int) -> tuple[list[Tensor], list[dict[str, Any]]]:
+    """POOL LR versions of a photograph (3, s, s) and their records, spread over the presets."""
+    drawn = []
+    for k in range(POOL):
+        generator = numpy_generator_for(0, "benchmark/pool", index, k)
+        drawn.append(Degradation(PRESETS[k % len(PRESETS)])(image, generator))
+    return [lr for lr, _ in drawn], [record for _, record in drawn]
+
+
+def invariance(scorer: Scorer, pools: list[list[Tensor]], photographs: list[Tensor]) -> dict[str, Any]:
+    """Standard deviation of the score in each pool, and its rank correlation with the degradation's strength.
+
+    Strength: mean squared difference of the enlarged LR image and the photograph.
+    """
+    spreads, correlations, points = [], [], []
+    originals = scorer.sr("synthetic/hr", photographs)
+    for index, (pool, image) in enumerate(zip(pools, photographs, strict=True)):
+        size = (image.shape[1], image.shape[2])
+        scores = cosines(scorer.lr(f"pool{index}", pool, size), originals[index : index + 1])
+        strength = (resize(torch.stack(pool), size) - image).square().mean(dim=(1, 2, 3)).numpy()
+        spreads.append(float(scores.std(ddof=1)))
+        correlations.append(float(spearmanr(scores, strength).statistic))
+        points += [[float(a), float(b)] for a, b in zip(strength, scores, strict=True)]
+    return {"spread": spreads, "correlation": correlations, "points": points}
+
+
+def swaps_of(photographs: list[Tensor]) -> list[dict[str, Any]]:
+    """Altered copies of every photograph: {photograph, area, filling, image}; only swaps that show."""
+    found = []
+    for index, image in enumerate(tqdm(photographs, desc="swaps")):
+        donor = photographs[(index + 1) % len(photographs)]
+        for area in AREAS:
+            for filling in FILLINGS:
+                for attempt in range(ATTEMPTS):
+                    generator = numpy_generator_for(0, "benchmark/swap", index, str(area), attempt)
+                    mask = draw_swap_mask(generator, CROP, CROP, area)
+                    swapped = swap_region(image, mask, filling, generator, donor=donor)
+                    if filling == "own" or visible_swap(image, swapped, mask):
+                        found.append(
+                            {"photograph": index, "area": area, "filling": filling, "image": swapped}
+                        )
+                        break
+    return found
+
+
+def hallucination(
+    scorer: Scorer,
+    swaps: list[dict[str, Any]],
+    photographs: list[Tensor],
+    pools: list[list[Tensor]],
+    records: list[list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Score of the unaltered minus that of the altered image against one LR image of the photograph.
+
+    restored: both as they are.  degraded: both under one degradation, another than that of the LR image.
+    """
+    rows = []
+    size = (CROP, CROP)
+    for index, image in enumerate(photographs):
+        own = [swap for swap in swaps if swap["photograph"] == index]
+        images = [image, *(swap["image"] for swap in own)]
+        again = resize(torch.stack([replay(x, aligned(records[index][1])) for x in images]), size)
+        known = scorer.lr(f"pool{index}", [pools[index][0]], size)
+        for where, versions in {"restored": images, "degraded": list(again)}.items():
+            unaltered, *altered = cosines(scorer.sr(f"{where}{index}", versions), known).tolist()
+            for swap, value in zip(own, altered, strict=True):
+                facts = {key: swap[key] for key in ("photograph", "area", "filling")}
+                rows.append({**facts, "where": where, "drop": unaltered - value})
+    return rows
+
+
+def trap(
+    scorer: Scorer, lr: list[Tensor], hr: list[Tensor], others: dict[str, list[Tensor]]
+) -> dict[str, list[float]]:
+    """Scores against the same LR image of its enlargement, of published restorations and of HR, in 8-bit steps."""
+    size = (hr[0].shape[1], hr[0].shape[2])
+    known = scorer.lr("real/lr", lr, size)
+    kinds = {"bicubic": [resize(low[None], size)[0] for low in lr], **others, "HR": hr}
+    rounded = {
+        kind: [tensor_to_uint8(image[None])[0].float() / 255 for image in images]
+        for kind, images in kinds.items()
+    }
+    return {
+        kind: cosines(scorer.sr(f"trap/{kind}", images), known).tolist() for kind, images in rounded.items()
+    }
+
+
+def cost(reward: LucidConsistency, lr: list[Tensor], hr: list[Tensor]) -> float:
+    """SR images scored per second in groups of 8 (LR embedded once per group): the fastest of three rounds."""
+    groups = torch.stack([image.expand(8, -1, -1, -1) for image in hr[:3]])
+    seconds = []
+    with torch.no_grad():
+        for _ in range(3):
+            started = time.perf_counter()
+            for sr, low in zip(groups, lr[:3], strict=True):
+                reward(sr, lr=low.expand(8, -1, -1, -1))
+            seconds.append(time.perf_counter() - started)
+    return groups.shape[0] * groups.shape[1] / min(seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rewards", type=Path, required=True)
+    parser.add_argument("--photographs", type=Path, required=True)
+    parser.add_argument("--lr", type=Path, nargs="+", required=True)
+    parser.add_argument("--hr", type=Path, nargs="+", required=True)
+    parser.add_argument("--sr", nargs="+", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--output_dir", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    configs = OmegaConf.to_container(OmegaConf.load(args.rewards), resolve=True)
+    assert isinstance(configs, dict)
+    pairs = [
+        (path, hr / path.name) for lr, hr in zip(args.lr, args.hr, strict=True) for path in list_images(lr)
+    ]
+    lr, hr = ([read_image(path).rgb for path in side] for side in zip(*pairs, strict=True))
+    others: dict[str, list[Tensor]] = {}
+    for row in args.sr:
+        name = row[0].split("=", 1)[0]
+        folders = [Path(entry.split("=", 1)[-1]) for entry in row]
+        others[name] = [
+            read_image(folder / path.name).rgb
+            for source, folder in zip(args.lr, folders, strict=True)
+            for path in list_images(source)
+        ]
+    crops = Photographs(list_images(args.photographs), crop_size=CROP)
+    photographs = [crops.centre(index) for index in range(len(crops))]
+    drawn = [degraded_pool(image, index) for index, image in enumerate(photographs)]
+    pools, records = [pool for pool, _ in drawn], [record for _, record in drawn]
+    swaps = swaps_of(photographs)
+    results: dict[str, Any] = {}
+    shared: dict[str, Embeddings] = {}
+    for name, config in tqdm(configs.items(), desc="rewards"):
+        reward = build_reward(config)
+        if not isinstance(reward, LucidConsistency):
+            raise ValueError(f"{args.rewards}: {name} is not of type lucid_consistency")
+        embeddings = shared.setdefault(str(config.get("embedder")), Embeddings(reward.embedder))
+        scorer = Scorer(embeddings, reward.head)
+        results[name] = {
+            "real": matching(scorer, "real", lr, hr),
+            "synthetic": matching(scorer, "synthetic", [pool[0] for pool in pools], photographs),
+            "invariance": invariance(scorer, pools, photographs),
+            "hallucination": hallucination(scorer, swaps, photographs, pools, records),
+            "trap": trap(scorer, lr, hr, others),
+            "images_per_second": cost(reward, lr, hr),
+        }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    record = {"commit": git_commit(), "rewards": configs, "results": results}
+    (args.output_dir / "consistency.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(tables(results))
+    draw(results, args.output_dir / "consistency.png")
+
+
+if __name__ == "__main__":
+    main()

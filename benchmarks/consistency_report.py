@@ -1,0 +1,136 @@
+"""Tables and figure of `benchmarks/consistency.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lucidnft.statistics import bootstrap_means
+
+Results = dict[str, dict[str, Any]]
+WHERE = ("degraded", "restored")
+BOTH = ("foreign", "texture")
+
+
+def interval(values: Iterable[float], key: str) -> str:
+    """Mean and its 95 % bootstrap interval."""
+    numbers = np.asarray(list(values), dtype=np.float64)
+    low, high = np.quantile(bootstrap_means(numbers, 2000, seed=0, key=key), [0.025, 0.975])
+    return f"{numbers.mean():.4g} [{low:.4g}, {high:.4g}]"
+
+
+def found_shares(
+    rows: list[dict[str, Any]], where: str, area: float, fillings: tuple[str, ...]
+) -> np.ndarray:
+    """Per photograph: share of its swaps of this area that score below the unaltered image."""
+    chosen = [r for r in rows if r["where"] == where and r["area"] == area and r["filling"] in fillings]
+    by_photograph: dict[int, list[bool]] = {}
+    for row in chosen:
+        by_photograph.setdefault(row["photograph"], []).append(row["drop"] > 0)
+    return np.array([np.mean(found) for found in by_photograph.values()])
+
+
+def tables(results: Results) -> str:
+    """Markdown, and a line per comparison of neighbours."""
+    parts = (matching_table, invariance_table, hallucination_table, control_table, trap_table)
+    return "\n\n".join("\n".join(part(results)) for part in parts)
+
+
+def matching_table(results: Results) -> Iterator[str]:
+    """Mean score of true and of mismatched pairs, and how well it tells them apart."""
+    yield "| reward | pairs | true | mismatched | AUC |\n| --- | --- | --- | --- | ---: |"
+    for name, found in results.items():
+        for pairs in ("real", "synthetic"):
+            own, others, auc = (found[pairs][key] for key in ("own", "others", "auc"))
+            yield f"| {name} | {pairs} | {interval(own, name)} | {np.mean(others):.4f} | {auc:.4f} |"
+
+
+def invariance_table(results: Results) -> Iterator[str]:
+    """Spread of the score over degradations of one image, absolute and in units of what matching is worth."""
+    yield "| reward | spread in a pool | of the gap true - mismatched | rank correlation with strength |"
+    yield "| --- | --- | ---: | --- |"
+    for name, found in results.items():
+        gap = np.mean(found["synthetic"]["own"]) - np.mean(found["synthetic"]["others"])
+        spread, correlation = found["invariance"]["spread"], found["invariance"]["correlation"]
+        share = np.mean(spread) / gap
+        yield f"| {name} | {interval(spread, name)} | {share:.2%} | {interval(correlation, name)} |"
+
+
+def hallucination_table(results: Results) -> Iterator[str]:
+    """Share of altered images that score below the unaltered one, by altered area."""
+    areas = areas_of(results)
+    yield "| reward | SR is | filling | " + " | ".join(f"{area:.0%}" for area in areas) + " |"
+    yield "| --- | --- | --- |" + " ---: |" * len(areas)
+    for name, found in results.items():
+        for where in WHERE:
+            for fillings in (BOTH, ("foreign",), ("texture",), ("own",)):
+                shares = [found_shares(found["hallucination"], where, area, fillings) for area in areas]
+                cells = " | ".join(f"{share.mean():.3f}" for share in shares)
+                yield f"| {name} | {where} | {' + '.join(fillings)} | {cells} |"
+
+
+def control_table(results: Results) -> Iterator[str]:
+    """What pasting an image's own region costs, beside what an alteration costs."""
+    yield "| reward | SR is | mean drop of a swap | of the own region | own / swap |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    for name, found in results.items():
+        for where in WHERE:
+            rows = [row for row in found["hallucination"] if row["where"] == where]
+            swap = np.mean([row["drop"] for row in rows if row["filling"] != "own"])
+            own = np.mean([row["drop"] for row in rows if row["filling"] == "own"])
+            yield f"| {name} | {where} | {swap:.5f} | {own:.5f} | {own / swap:.3f} |"
+
+
+def trap_table(results: Results) -> Iterator[str]:
+    """Scores of a mere enlargement, of published restorations and of HR; which is above which; images per second."""
+    yield "| reward | image | score |\n| --- | --- | --- |"
+    for name, found in results.items():
+        for kind, values in found["trap"].items():
+            yield f"| {name} | {kind} | {interval(values, name)} |"
+    yield ""
+    for name, found in results.items():
+        for (first, low), (second, high) in pairwise(found["trap"].items()):
+            wins = int((np.asarray(high) > np.asarray(low)).sum())
+            yield f"{name}: {second} above {first} in {wins} of {len(low)}"
+        yield f"{name}: {found['images_per_second']:.1f} images per second"
+
+
+def areas_of(results: Results) -> list[float]:
+    """The altered areas that were tried."""
+    return sorted({row["area"] for found in results.values() for row in found["hallucination"]})
+
+
+def draw(results: Results, path: Path) -> None:
+    """Scores of true and mismatched pairs, score against strength, and found swaps against area."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    for place, (name, found) in enumerate(results.items()):
+        colour = f"C{place}"
+        for key, marker, shift in (("own", "o", 0.15), ("others", "x", -0.15)):
+            values = found["real"][key]
+            axes[0].plot(values, np.full(len(values), place + shift), marker, color=colour, alpha=0.35, ms=4)
+        strength, scores = np.array(found["invariance"]["points"]).T
+        axes[1].semilogx(strength, scores, ".", color=colour, alpha=0.4, ms=4, label=name)
+        areas = areas_of(results)
+        for where, style in zip(WHERE, ("-", "--"), strict=True):
+            shares = [found_shares(found["hallucination"], where, area, BOTH).mean() for area in areas]
+            axes[2].plot(
+                [100 * a for a in areas], shares, style, color=colour, marker="o", label=f"{name}, {where}"
+            )
+    axes[0].set_yticks(range(len(results)), list(results))
+    axes[0].set(title="39 real pairs: true (o), mismatched (x)", xlabel="score")
+    axes[1].set(title="score of a photograph with ten degradations", xlabel="mean squared difference of LR")
+    axes[2].set(title="swapped regions that lower the score", xlabel="altered area, %", ylim=(0.4, 1.02))
+    axes[2].axhline(0.8, color="grey", lw=0.8)
+    for axis in axes[1:]:
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
