@@ -96,7 +96,8 @@ def trap_table(results: Results) -> Iterator[str]:
         for (first, low), (second, high) in pairwise(found["trap"].items()):
             wins = int((np.asarray(high) > np.asarray(low)).sum())
             yield f"{name}: {second} above {first} in {wins} of {len(low)}"
-        yield f"{name}: {found['images_per_second']:.1f} images per second"
+        rate, share = found["cost"]["images_per_second"], found["cost"]["share_of_step"]
+        yield f"{name}: {rate:.1f} images of the pairs per second, {share:.1%} of a step"
 
 
 def areas_of(results: Results) -> list[float]:

@@ -1,8 +1,16 @@
-"""The trained head of LucidConsistency (arXiv 2603.05947), shared by LR and SR, and its files."""
+"""The trained head of LucidConsistency (arXiv 2603.05947), shared by LR and SR, and its files.
+
+    python -m lucidnft.rewards.projection_head proj_head.pt head.safetensors
+
+turns the release's file, or any other that `load_head` reads, into safetensors with a card in its header.
+"""
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +83,36 @@ def save_head(head: ProjectionHead, path: str | Path, **card: Any) -> None:
     """Write a head as safetensors; `card` (embedder, training data, metrics, ...) joins the header."""
     facts = {"type": HEAD_TYPE, "dimension": head.dimension, "normalise_input": head.normalise_input}
     save_tensors(path, {n: p.detach().contiguous() for n, p in head.state_dict().items()}, {**card, **facts})
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write the head of source as safetensors; its card says which file it came from.
+
+    Raises:
+        ValueError: as `load_head`; or the target has another ending, or is there already.
+    """
+    if target.suffix != ".safetensors" or target.exists():
+        what = "exists already; choose another name" if target.exists() else "must end in .safetensors"
+        raise ValueError(f"{target} {what}")
+    head = load_head(source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    save_head(head, target, converted_from={"name": source.name, "sha256": digest})
+    print(
+        f"{target}: a head for embeddings of {head.dimension} numbers, from {source.name} (sha256 {digest[:16]}...)"
+    )
+
+
+def main() -> None:
+    """The command.  A file that cannot be converted ends it with one message."""
+    parser = argparse.ArgumentParser(description="Turn a projection head into safetensors.")
+    parser.add_argument("source", type=Path, help="proj_head.pt of the release, or another head")
+    parser.add_argument("target", type=Path, help="a .safetensors file")
+    args = parser.parse_args()
+    try:
+        convert(args.source, args.target)
+    except (ValueError, OSError) as error:
+        sys.exit(f"projection_head: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 from lucidnft.checkpoint import load_header
 from lucidnft.config import parse_config
 from lucidnft.rewards import LucidConsistency, ProjectionHead, build_reward
-from lucidnft.rewards.projection_head import load_head, save_head
+from lucidnft.rewards.projection_head import convert, load_head, save_head
 from tests.rewards.small_qwen3_vl import WIDTH, save_small_checkpoint
 
 
@@ -137,3 +140,26 @@ def test_a_run_file_names_embedder_and_head():
     assert config.rewards["consistency"].embedder.model_name_or_path == "Qwen/Qwen3-VL-Embedding-8B"
     with pytest.raises(ValueError, match=r"embedder\.type: 'qwen3' is unknown; did you mean qwen3_vl\?"):
         parse_config({**sections, "rewards": {"c": {**reward, "embedder": {"type": "qwen3"}}}})
+
+
+def test_the_released_head_is_converted_once_with_a_card(head_file, tmp_path):
+    target = tmp_path / "head.safetensors"
+    command = [sys.executable, "-m", "lucidnft.rewards.projection_head", str(head_file), str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"embeddings of {WIDTH} numbers" in done.stdout, done.stderr
+    x = 3 * torch.randn(4, 1, WIDTH)
+    assert torch.equal(load_head(target)(x), load_head(head_file)(x))
+    card = load_header(target)["converted_from"]
+    assert card == {"name": "proj_head.pt", "sha256": hashlib.sha256(head_file.read_bytes()).hexdigest()}
+    before = target.read_bytes()
+    with pytest.raises(ValueError, match="exists already"):
+        convert(head_file, target)
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        convert(head_file, tmp_path / "head.pt")
+    assert target.read_bytes() == before
+    done = subprocess.run(
+        [*command[:-2], "/nowhere.pt", "x.safetensors"], capture_output=True, text=True, check=False
+    )
+    assert (
+        done.returncode == 1 and done.stderr.startswith("projection_head: ") and "/nowhere.pt" in done.stderr
+    )
