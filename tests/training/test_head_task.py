@@ -17,11 +17,13 @@ from lucidnft.images import read_image, resize, save_image
 from lucidnft.rewards import LucidConsistency
 from lucidnft.rewards.consistency import LucidConsistencyConfig, load_consistency_network
 from lucidnft.rewards.projection_head import ProjectionHead, load_head, save_head
+from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
 from lucidnft.rewards.vision_towers import OpenClipEmbedderConfig
 from lucidnft.rng import numpy_generator_for
 from lucidnft.training.head_contents import Crop, Crops, PairRecipe, PoolRecipe
 from lucidnft.training.head_settings import PairedConfig, PoolsConfig
 from lucidnft.training.head_task import Embedded, HeadTask, measure
+from tests.rewards.small_qwen3_vl import WIDTH, save_small_checkpoint
 
 SMALL = HrFolderConfig(crop_size=16, val_crop_size=16, num_val_images=6)
 
@@ -252,3 +254,31 @@ def test_the_reward_reads_what_the_task_wrote_for_any_embedder(prepared: HeadTas
     lr = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     sr = F.interpolate(lr, scale_factor=4, mode="bicubic").clamp(0, 1)
     assert reward(sr, lr=lr).min() > 0.5
+
+
+def test_a_vision_language_embedder_from_photographs_to_a_reward(tmp_path: Path) -> None:
+    embedder = Qwen3VLEmbedderConfig(
+        model_name_or_path=str(save_small_checkpoint(tmp_path / "qwen3_vl")),
+        dtype="float32",
+        require_embedding_checkpoint=False,
+    )
+    config = pools(tmp_path / "cache", embedder=embedder, num_contents=3, num_altered=1)
+    task = config.build(seed=0)
+    task.prepare(Accelerator(cpu=True))
+    loaded, _ = task._embeddings()
+    assert loaded.lr.shape == (3, 2, 1, WIDTH) and loaded.sr.shape == (3, 2, 3, 1, WIDTH)
+    assert loaded.shown.shape == (3, 1, 1)
+    images = task.train.images(1, task.recipe)
+    assert images.lr.shape[2:] == (16, 16)  # LR is embedded at its own size
+    expected = embedder.build().embed(images.lr)
+    torch.testing.assert_close(loaded.lr[1].float(), expected, atol=2e-3, rtol=2e-3)
+    losses, _ = task.loss(task.batch(0, range(3), 3))
+    losses.mean().backward()
+    assert task.module.first.weight.grad is not None
+
+    path = tmp_path / "weights.safetensors"
+    task.export(str(path))
+    reward = LucidConsistencyConfig(embedder=embedder, head=str(path)).build()
+    score = reward(images.sr[0, :1], lr=images.lr[:1])
+    cosine = (task.module(loaded.lr[1, 0].float()) * task.module(loaded.sr[1, 0, 0].float())).sum()
+    assert float(score) == pytest.approx(float(cosine.detach()), abs=2e-3)
