@@ -262,14 +262,17 @@ def test_a_vision_language_embedder_from_photographs_to_a_reward(tmp_path: Path)
         dtype="float32",
         require_embedding_checkpoint=False,
     )
-    config = pools(tmp_path / "cache", embedder=embedder, num_contents=3, num_altered=1)
+    images_of = HrFolderConfig(
+        crop_size=64, val_crop_size=64, num_val_images=2
+    )  # LR as large as the least it takes
+    config = pools(tmp_path / "cache", embedder=embedder, num_contents=3, num_altered=1, images=images_of)
     task = config.build(seed=0)
     task.prepare(Accelerator(cpu=True))
     loaded, _ = task._embeddings()
     assert loaded.lr.shape == (3, 2, 1, WIDTH) and loaded.sr.shape == (3, 2, 3, 1, WIDTH)
     assert loaded.shown.shape == (3, 1, 1)
     images = task.train.images(1, task.recipe)
-    assert images.lr.shape[2:] == (16, 16)  # LR is embedded at its own size
+    assert images.lr.shape[2:] == (64, 64)  # LR is embedded at its own size
     expected = embedder.build().embed(images.lr)
     torch.testing.assert_close(loaded.lr[1].float(), expected, atol=2e-3, rtol=2e-3)
     losses, _ = task.loss(task.batch(0, range(3), 3))
