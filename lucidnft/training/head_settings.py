@@ -141,10 +141,10 @@ class PoolsConfig(HeadDataSettings):
     altered_area: tuple[float, float] = (0.02, 0.5)  # least and most, fractions of the image
     inpainting: InpaintingConfig | None = None  # null: regions of other photographs, and synthesised texture
     temperature: float = Field(default=0.3, gt=0)
-    margin: float = Field(default=0.3, ge=0, le=2)  # in cosine, of a place that is altered altogether
-    hinge_weight: float = Field(default=20.0, ge=0)
+    margin: float = Field(default=0.1, ge=0, le=2)  # in cosine, of a place that is altered altogether
+    hinge_weight: float = Field(default=10.0, ge=0)
     positive_weight: float = Field(default=1.0, ge=0)  # of 1 - cosine within the pool
-    spread_weight: float = Field(default=200.0, ge=0)  # of the score's spread over the pool
+    spread_weight: float = Field(default=150.0, ge=0)  # of the score's spread over the pool
 
     @field_validator("altered_area")
     @classmethod
