@@ -55,27 +55,33 @@ class EmbeddingCache:
         """
         return [number for number, contents in enumerate(self.shards()) if not self._has(number, contents)]
 
+    def share(self, rank: int, num_processes: int) -> list[int]:
+        """The missing shards of a process."""
+        return [number for number in self.missing() if number % num_processes == rank]
+
     def build(
         self,
         draw: Callable[[int], Drawn],
         embed: Callable[[Drawn], dict[str, Tensor]],
         *,
         desc: str,
-        part: slice,
+        rank: int = 0,
+        num_processes: int = 1,
     ) -> None:
         """Make the missing shards of this process.
 
         draw: images of a content, by number; runs ahead in threads.  embed: their embeddings, float; they
-        are stored as float16.  part: which of the missing shards, such as slice(rank, None, ranks).
+        are stored as float16.
 
         Raises:
             ValueError: an embedding is not finite, or a content has other shapes than the one before.
         """
-        todo = self.missing()[part]
+        todo = self.share(rank, num_processes)
         if not todo:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_json(self.folder / "manifest.json", self.identity)
+        if rank == 0:  # who has the first shard
+            save_json(self.folder / "manifest.json", self.identity)
         numbers = [number for shard in todo for number in self.shards()[shard]]
         with (
             ThreadPoolExecutor(max_workers=2, thread_name_prefix="contents") as pool,

@@ -109,13 +109,10 @@ class HeadTask(SupervisedTask):
             ValueError: the embedder is of another width than the head.
         """
         for desc, contents in (("embed", self.train), ("embed held-out", self.held_out)):
-            if contents.cache.missing():
-                contents.cache.build(
-                    partial(contents.images, recipe=self.recipe),
-                    partial(self.embed, self.embedder(accelerator.device)),
-                    desc=desc,
-                    part=slice(accelerator.process_index, None, accelerator.num_processes),
-                )
+            mine = {"rank": accelerator.process_index, "num_processes": accelerator.num_processes}
+            if contents.cache.share(**mine):
+                embed = partial(self.embed, self.embedder(accelerator.device))
+                contents.cache.build(partial(contents.images, recipe=self.recipe), embed, desc=desc, **mine)
             accelerator.wait_for_everyone()
         self._embedder = None  # its memory is wanted for nothing else
         self._loaded = (self._load(self.train.cache), self._load(self.held_out.cache))

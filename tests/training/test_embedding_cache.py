@@ -18,8 +18,6 @@ from lucidnft.training.embedding_cache import (
     file_identity,
 )
 
-EVERYTHING = slice(None)
-
 
 def value_of(number: int) -> dict[str, Tensor]:
     return {"lr": torch.full((2, 3), float(number)), "sr": torch.tensor([number + 0.5])}
@@ -42,8 +40,8 @@ class Maker:
         return value_of(number)
 
 
-def build(cache: EmbeddingCache, maker: Maker, part: slice = EVERYTHING) -> None:
-    cache.build(maker.draw, maker.embed, desc="test", part=part)
+def build(cache: EmbeddingCache, maker: Maker, rank: int = 0, num_processes: int = 1) -> None:
+    cache.build(maker.draw, maker.embed, desc="test", rank=rank, num_processes=num_processes)
 
 
 def test_what_was_built_is_read_in_order_and_not_built_again(tmp_path: Path) -> None:
@@ -79,16 +77,15 @@ def test_more_contents_keep_the_full_shards_and_fewer_read_a_part(tmp_path: Path
     assert fewer.missing() == [] and fewer.load()["sr"].shape == (5, 1)
 
 
-def test_processes_share_out_the_shards(tmp_path: Path) -> None:
-    caches = [EmbeddingCache(tmp_path, {"a": 1}, 3 * CONTENTS_PER_SHARD) for _ in range(2)]
-    makers = [Maker(), Maker()]
-    parts = [cache.missing()[slice(rank, None, 2)] for rank, cache in enumerate(caches)]
-    assert parts == [[0, 2], [1]]
-    build(caches[0], makers[0], slice(0, None, 2))
-    assert makers[0].embedded == [
-        *range(CONTENTS_PER_SHARD),
-        *range(2 * CONTENTS_PER_SHARD, 3 * CONTENTS_PER_SHARD),
-    ]
+def test_processes_share_out_the_shards_whoever_comes_first(tmp_path: Path) -> None:
+    cache, makers = EmbeddingCache(tmp_path, {"a": 1}, 3 * CONTENTS_PER_SHARD), [Maker(), Maker()]
+    assert [cache.share(rank, 2) for rank in range(2)] == [[0, 2], [1]]
+    build(cache, makers[0], 0, 2)
+    assert cache.share(1, 2) == [1]  # what is missing by now is another list, its share is the same
+    build(cache, makers[1], 1, 2)
+    assert makers[1].embedded == list(range(CONTENTS_PER_SHARD, 2 * CONTENTS_PER_SHARD))
+    assert not set(makers[0].embedded) & set(makers[1].embedded)
+    assert cache.load()["sr"][:, 0].tolist() == [n + 0.5 for n in range(3 * CONTENTS_PER_SHARD)]
 
 
 def test_every_part_of_the_identity_makes_another_cache(tmp_path: Path) -> None:
@@ -119,9 +116,9 @@ def test_embeddings_that_are_not_finite_or_of_other_shapes_stop_the_build(tmp_pa
 
     cache = EmbeddingCache(tmp_path, {}, 4)
     with pytest.raises(ValueError, match="content 2: the embedding 'lr' is not finite"):
-        cache.build(lambda n: n, overflow, desc="x", part=EVERYTHING)
+        cache.build(lambda n: n, overflow, desc="x")
     with pytest.raises(ValueError, match=r"content 2: 'lr' has shape \(3,\).*\(4,\).*one size"):
-        cache.build(lambda n: n, ragged, desc="x", part=EVERYTHING)
+        cache.build(lambda n: n, ragged, desc="x")
     assert cache.missing() == [0]
 
 
