@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from consistency_report import draw, tables
+from consistency_report import draw, summary, tables
 from nft_step import Step, Stopwatch
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
@@ -267,7 +267,7 @@ def main() -> None:
             "cost": cost(reward, lr, hr),
         }
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    record = {"commit": git_commit(), "rewards": configs, "results": results}
+    record = {"commit": git_commit(), "rewards": configs, "results": summary(results)}
     (args.output_dir / "consistency.json").write_text(json.dumps(record, indent=1) + "\n")
     print(tables(results))
     draw(results, args.output_dir / "consistency.png")

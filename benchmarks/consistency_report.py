@@ -100,6 +100,28 @@ def trap_table(results: Results) -> Iterator[str]:
         yield f"{name}: {rate:.1f} images of the pairs per second, {share:.1%} of a step"
 
 
+def summary(results: Results) -> Results:
+    """What the tables are made of, without the thousands of single scores."""
+    kept: Results = {}
+    for name, found in results.items():
+        rows = found["hallucination"]
+        shares = {
+            f"{where}/{filling}/{area}": float(found_shares(rows, where, area, (filling,)).mean())
+            for where in WHERE
+            for filling in (*BOTH, "own")
+            for area in areas_of(results)
+        }
+        kept[name] = {
+            **{pairs: {key: found[pairs][key] for key in ("own", "auc")} for pairs in ("real", "synthetic")},
+            "mismatched": {pairs: float(np.mean(found[pairs]["others"])) for pairs in ("real", "synthetic")},
+            "invariance": {key: found["invariance"][key] for key in ("spread", "correlation")},
+            "found_shares": shares,
+            "trap": found["trap"],
+            "cost": found["cost"],
+        }
+    return kept
+
+
 def areas_of(results: Results) -> list[float]:
     """The altered areas that were tried."""
     return sorted({row["area"] for found in results.values() for row in found["hallucination"]})
@@ -111,8 +133,11 @@ def draw(results: Results, path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
+    values_of_pairs = next(iter(results.values()))["real"]["own"]
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    areas = areas_of(results)
     for place, (name, found) in enumerate(results.items()):
         colour = f"C{place}"
         for key, marker, shift in (("own", "o", 0.15), ("others", "x", -0.15)):
@@ -120,18 +145,21 @@ def draw(results: Results, path: Path) -> None:
             axes[0].plot(values, np.full(len(values), place + shift), marker, color=colour, alpha=0.35, ms=4)
         strength, scores = np.array(found["invariance"]["points"]).T
         axes[1].semilogx(strength, scores, ".", color=colour, alpha=0.4, ms=4, label=name)
-        areas = areas_of(results)
         for where, style in zip(WHERE, ("-", "--"), strict=True):
             shares = [found_shares(found["hallucination"], where, area, BOTH).mean() for area in areas]
             axes[2].plot(
                 [100 * a for a in areas], shares, style, color=colour, marker="o", label=f"{name}, {where}"
             )
     axes[0].set_yticks(range(len(results)), list(results))
-    axes[0].set(title="39 real pairs: true (o), mismatched (x)", xlabel="score")
+    axes[0].set(title=f"{len(values_of_pairs)} real pairs: true (o), mismatched (x)", xlabel="score")
     axes[1].set(title="score of a photograph with ten degradations", xlabel="mean squared difference of LR")
-    axes[2].set(title="swapped regions that lower the score", xlabel="altered area, %", ylim=(0.4, 1.02))
+    axes[2].set(title="swapped regions that lower the score", xlabel="altered area", ylim=(0.4, 1.02))
+    axes[1].xaxis.set_minor_formatter(NullFormatter())
+    axes[2].set_xscale("log")
+    axes[2].set_xticks([100 * area for area in areas], [f"{area:.0%}" for area in areas])
+    axes[2].xaxis.set_minor_formatter(NullFormatter())
     axes[2].axhline(0.8, color="grey", lw=0.8)
     for axis in axes[1:]:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, handlelength=4)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
