@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lucidnft.checkpoint import load_header, load_tensors, save_json, save_tensors
 
-CONTENTS_PER_SHARD = 64
+CONTENTS_PER_SHARD = 32
 DRAWN_AHEAD = 4  # contents drawn by other threads while one is embedded
 
 Drawn = TypeVar("Drawn")

@@ -28,7 +28,7 @@ from lucidnft.training.embedding_cache import EmbeddingCache, embedder_identity,
 from lucidnft.training.head_contents import CELL, Crops, PairRecipe, PoolRecipe
 from lucidnft.training.head_task import Contents, Embedded, HeadTask, Loss, Recipe
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 """Part of every cache's name: raise it when the same settings come to draw other images."""
 
 HrImages = Annotated[HrFolderConfig | PairedFolderConfig, *one_of(HrFolderConfig, PairedFolderConfig)]

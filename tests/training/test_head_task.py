@@ -140,7 +140,7 @@ def test_training_the_head_lowers_the_loss_and_tells_alterations(prepared: HeadT
     batch = prepared.batch(0, range(8), 8)
     first = float(prepared.loss(batch)[0].mean().detach())
     before = float(prepared.loss(batch)[1]["hinge"])
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         losses, logs = prepared.loss(batch)
         losses.mean().backward()
