@@ -198,10 +198,10 @@ def test_dumped_yaml_loads_to_an_equal_config(
     assert dump_config(load_config(path)) == dump_config(config)
 
 
-@pytest.mark.parametrize("task", ["quality", "consistency"])
-def test_tasks_with_defaults_only_load_and_round_trip(run_file, task):
+@pytest.mark.parametrize(("task", "data"), [("quality", "quality"), ("consistency", "pools")])
+def test_tasks_with_defaults_only_load_and_round_trip(run_file, task, data):
     config = load_config(run_file(f"task: {task}"))
-    assert config.run_name == config.task == config.data.type == task
+    assert config.run_name == config.task == task and config.data.type == data
     assert load_config(run_file(dump_config(config))) == config
 
 

@@ -58,23 +58,17 @@ def consistency_loss(
         ahead = kept[:, :, None] - strayed  # (B, P, Q, L)
     else:
         ahead = torch.einsum("bpld,bqld->bpql", degraded, counterpart) - strayed
-    violation = F.relu(wanted - ahead) * (unfaithfulness[:, None] > 0)
-    # Squared near zero, so that a nearly kept margin stops pulling; smooth at the hinge.
-    hinge = (
-        F.huber_loss(violation, torch.zeros_like(violation), reduction="none", delta=0.1).mean(dim=(1, 2, 3))
-        * 10
-    )
+    hinge = _hinge(wanted, ahead)
     positive = (1 - kept).mean(dim=(1, 2))
 
-    gaps = ahead.mean(dim=-1)
     wrong = unfaithfulness.mean(dim=-1) > 0.02
-    right = ((gaps > 0) & wrong[:, None]).sum() / (wrong.sum() * degraded.shape[1]).clamp_min(1)
+    found = ((ahead.mean(dim=-1) > 0) & wrong[:, None]).sum()
     logs = {
         "contrast": contrast.mean(),
         "hinge": hinge.mean(),
         "positive_cosine": kept.mean(),
         "unfaithful_cosine": strayed.mean(),
-        "hinge_accuracy": right,
+        "hinge_accuracy": found / (wrong.sum() * degraded.shape[1]).clamp_min(1),
     }
     total = contrast + hinge_weight * hinge + positive_weight * positive
     if spread_weight:
@@ -82,6 +76,16 @@ def consistency_loss(
         logs["spread"] = spread.mean()
         total = total + spread_weight * spread
     return total, {name: value.detach() for name, value in logs.items()}
+
+
+def _hinge(wanted: Tensor, ahead: Tensor) -> Tensor:
+    """(B,) Huber loss of what ahead (B, P, Q, L) lacks of wanted (B, 1, Q, L); 0 where nothing is wanted.
+
+    Squared near zero, so that a nearly kept margin stops pulling; smooth at the hinge.
+    """
+    lacking = F.relu(wanted - ahead) * (wanted > 0)
+    loss = F.huber_loss(lacking, torch.zeros_like(lacking), reduction="none", delta=0.1)
+    return loss.mean(dim=(1, 2, 3)) * 10
 
 
 def _relative_spread(original: Tensor, degraded: Tensor) -> Tensor:
