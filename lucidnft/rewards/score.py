@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from lucidnft.checkpoint import save_json, save_text
+from lucidnft.checkpoint.tensor_files import first_few
 from lucidnft.images import UnreadableImageError, list_images, read_image, resize
 from lucidnft.metric_logger import draw_grid
 from lucidnft.rewards.base import Reward
@@ -182,7 +183,12 @@ def _thumbnail(image: Tensor) -> Tensor:
 
 
 def parse_rewards(text: str) -> dict[str, Reward]:
-    """ "name,name" or a YAML list of names and {type: ..., setting: ...} sections, to rewards by name."""
+    """Rewards by name, of "name,name", a YAML list of names and {type: ..., setting: ...} sections, or a .yaml file.
+
+    A file holds `name: {type: ..., ...}` as the rewards of a run file do, or is a run file.
+    """
+    if text.endswith((".yaml", ".yml")):
+        return _rewards_of_file(Path(text))
     listed = yaml.safe_load(text) if text.lstrip().startswith(("[", "{")) else text.split(",")
     wanted = listed if isinstance(listed, list) else [listed]
     rewards: dict[str, Reward] = {}
@@ -198,6 +204,18 @@ def parse_rewards(text: str) -> dict[str, Reward]:
     return rewards
 
 
+def _rewards_of_file(path: Path) -> dict[str, Reward]:
+    if not path.is_file():
+        raise ValueError(f"--reward {path} does not exist")
+    found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    sections = found.get("rewards", found) if isinstance(found, dict) else None
+    if not sections or not all(isinstance(section, dict) for section in sections.values()):
+        raise ValueError(
+            f"--reward {path} holds no rewards; expected lines like quality: {{type: quality_net}}"
+        )
+    return {str(name): build_reward(section) for name, section in sections.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command.  Ends with status 1 and one message when it cannot start, or when an image failed."""
     parser = argparse.ArgumentParser(
@@ -206,7 +224,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--reward", required=True, help="names, comma-separated; or YAML: [{type: ..., head: ...}]"
+        "--reward",
+        required=True,
+        help="names, comma-separated; YAML: [{type: ..., head: ...}]; or a .yaml file",
     )
     parser.add_argument("--sr", type=Path, required=True, help="restored images: a folder or a file")
     parser.add_argument("--lr", type=Path, help="their low-resolution inputs")
@@ -236,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{name:<24}{found['n']:>6}{found['mean']:>12.4f}   {interval}")
             sheet = args.output.with_name(f"{args.output.stem}-worst-{name.replace('/', '-')}.png")
             draw_worst(sheet, pairs, found["worst"], rewards[name])
-            print(f"  worst: {', '.join(found['worst'][:3])}, ... ({sheet})")
+            print(f"  worst: {first_few(found['worst'])} ({sheet})")
         print(f"scores: {args.output}")
     if failed:
         shown = "".join(f"\n  {stem}: {reason}" for stem, reason in failed)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lucidnft.images import read_image, save_image
 from lucidnft.rewards import build_reward
-from lucidnft.rewards.score import main, pair_files, summarise
+from lucidnft.rewards.score import main, pair_files, parse_rewards, summarise
 from lucidnft.statistics import bootstrap_means
 from tests.rewards.small_qwen3_vl import save_small_checkpoint
 
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_rewards_and_the_worst_are_drawn(folders, tmp_pa
     with_map = Image.open(output.with_name("scores-worst-lucid_consistency.png"))
     assert 4 * 256 < with_map.width < 5 * 256
     printed = capsys.readouterr().out
-    assert "worst: p.2, p.1, p.0" in printed and "95 % interval" in printed
+    assert "worst: p.2, p.1, p.0 (" in printed and "95 % interval" in printed
 
 
 def test_json_has_the_means_too_and_settings_reach_the_reward(folders, tmp_path):
@@ -153,3 +153,22 @@ def test_the_module_runs_as_a_command(folders, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "s.csv")) == 3 and "scores:" in done.stdout
+
+
+def test_rewards_come_from_a_file_or_from_a_run_file(folders, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "plain: {type: lucid_consistency, head: null, weight: 2.0}\nquality: {type: quality_net}\n"
+    )
+    main(arguments(folders, "sr", "lr", reward=tmp_path / "mine.yaml", output=tmp_path / "a.csv"))
+    rows = rows_of(tmp_path / "a.csv")
+    assert {reward for _, reward in rows} == {"plain", "quality"}
+    lr, sr = (read_image(folders[name] / "p.1.png").rgb[None] for name in ("lr", "sr"))
+    plain = build_reward({"type": "lucid_consistency", "head": None})
+    assert rows["p.1", "plain"] == pytest.approx(float(plain(sr, lr=lr)))
+    run_file = Path(__file__).parents[2] / "configs/tiny/nft.yaml"
+    assert list(parse_rewards(str(run_file))) == ["consistency", "quality", "lr_fidelity"]
+    (tmp_path / "empty.yaml").write_text("[]")
+    with pytest.raises(ValueError, match="holds no rewards"):
+        parse_rewards(str(tmp_path / "empty.yaml"))
+    with pytest.raises(ValueError, match="nowhere.yaml does not exist"):
+        parse_rewards("nowhere.yaml")
