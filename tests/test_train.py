@@ -137,7 +137,11 @@ def test_the_train_command_runs_in_two_processes(tmp_path, unbroken):
     assert done.stdout.count("batch plan:") == 1 and "processes                 2" in done.stdout
     one, two = comparable(unbroken / "nft"), comparable(tmp_path / "nft")
     assert [row["step"] for row in two] == [0, 1, 2]
-    assert two[1]["reward/fidelity/mean"] == pytest.approx(one[1]["reward/fidelity/mean"], rel=1e-4)
+    assert set(two[1]) == set(one[1])
+    # Of all ranks' rollouts, not of the first one's.  What follows the first of two updates is another story: it
+    # is made of other groups in each.
+    for name in (n for n in one[1] if not n.startswith(("loss/", "train/"))):
+        assert two[1][name] == pytest.approx(one[1][name], rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize("config", ["nft", "nft_paired", "flow_matching", "quality", "consistency"])

@@ -96,10 +96,8 @@ class PolicyTrainer:
         with phase("optimise"):
             logs = self.optimise(rollout, advantages[self.rows.start : self.rows.stop], batch.group_ids, step)
         self.policy.update_old(self.old_decay())
-        scalars = {
-            **self.health(scores, advantages),
-            "health/x0_rms": float(rollout.x_0.square().mean().sqrt()),
-        }
+        power = self.accelerator.reduce(rollout.x_0.square().mean(), reduction="mean")
+        scalars = {**self.health(scores, advantages), "health/x0_rms": float(power.sqrt())}
         return StepReport(batch, rollout, scores, advantages, {**scalars, **logs})
 
     def generate(self, condition: Condition, batch: ImageBatch, step: int) -> Rollout:
