@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from lucidnft.backbones.inpainting import InpaintingConfig
+from lucidnft.checkpoint.fingerprint import fingerprint
 from lucidnft.config_validation import one_of
 from lucidnft.data.batches import CroppedSource
 from lucidnft.data.degradation import Preset
@@ -50,7 +51,7 @@ class HeadDataSettings(ConfigModel):
     def places(self) -> int:
         """L of the embeddings of a crop."""
         tiny = isinstance(self.embedder, TinyEmbedderConfig)
-        return (self.images.crop_size * self.upscale // CELL) ** 2 if tiny else 1
+        return (-(-self.images.crop_size * self.upscale // CELL)) ** 2 if tiny else 1
 
     def build_task(self, seed: int, *, recipe: Recipe, drawn: Mapping[str, Any], loss: Loss) -> HeadTask:
         """drawn: the settings that decide what the recipe draws; part of the cache's identity.
@@ -64,7 +65,7 @@ class HeadDataSettings(ConfigModel):
         head = self._starting_head(seed, known.dimension if known is not None else int(self.dimension or 0))
         identity = {
             "format": CACHE_FORMAT,
-            "embedder": embedder_identity(self.embedder.model_dump(mode="json")),
+            "embedder": self._embedder_identity(),
             "images": self.images.model_dump(mode="json", exclude={"cache_bytes"}),
             "upscale": self.upscale,
             "recipe": dict(drawn),
@@ -81,6 +82,15 @@ class HeadDataSettings(ConfigModel):
             *parts, recipe=recipe, loss=loss, head=head, seed=seed, places=self.places, embedder=known,
             build_embedder=self.build_embedder, save=self.save, embed_batch_size=self.embed_batch_size,
         )  # fmt: skip
+
+    def _embedder_identity(self) -> dict[str, Any]:
+        settings = self.embedder.model_dump(mode="json")
+        if isinstance(
+            self.embedder, TinyEmbedderConfig
+        ):  # its weights change with the version of this package
+            weights = load_consistency_network("tiny").embedder.state_dict()
+            return {**settings, "weights": fingerprint(weights)}
+        return embedder_identity(settings)
 
     def build_embedder(self) -> ImageEmbedder:
         """The frozen embedder.  Raises as the `build` of its settings."""

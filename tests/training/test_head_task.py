@@ -20,6 +20,7 @@ from lucidnft.rewards.projection_head import ProjectionHead, load_head, save_hea
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
 from lucidnft.rewards.vision_towers import OpenClipEmbedderConfig
 from lucidnft.rng import numpy_generator_for
+from lucidnft.training import head_settings
 from lucidnft.training.head_contents import Crop, Crops, PairRecipe, PoolRecipe
 from lucidnft.training.head_settings import PairedConfig, PoolsConfig
 from lucidnft.training.head_task import Embedded, HeadTask, measure
@@ -159,6 +160,19 @@ def test_a_second_build_reads_the_cache_and_needs_no_embedder(tmp_path: Path) ->
     assert "1 of 1 shards" in again.describe()
     assert "0 of 1 shards" in pools(tmp_path, pool_size=3).build(seed=0).describe()
     assert "0 of 1 shards" in config.build(seed=1).describe()
+
+
+def test_other_weights_of_the_shipped_embedder_are_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pools(tmp_path).build(seed=0).train.cache.folder
+    other = load_consistency_network("tiny")
+    monkeypatch.setattr(head_settings, "load_consistency_network", lambda name: other)
+    with torch.no_grad():
+        other.head.first.bias += 1  # the head is not what is cached
+        assert pools(tmp_path).build(seed=0).train.cache.folder == folder
+        other.embedder.fine.bias += 1
+    assert pools(tmp_path).build(seed=0).train.cache.folder != folder
 
 
 def test_the_exported_head_of_the_tiny_embedder_is_a_reward(prepared: HeadTask, tmp_path: Path) -> None:
