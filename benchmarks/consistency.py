@@ -24,7 +24,6 @@ from nft_step import Step, Stopwatch
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from lucidnft.advantages import decoupled_advantages
@@ -33,8 +32,7 @@ from lucidnft.data.degradation import Degradation, Preset, aligned, replay
 from lucidnft.data.region_swaps import Filling, draw_swap_mask, swap_region, visible_swap
 from lucidnft.images import list_images, read_image, resize, tensor_to_uint8
 from lucidnft.rewards import LucidConsistency, RewardSuite, build_reward
-from lucidnft.rewards.embedders import ImageEmbedder
-from lucidnft.rewards.projection_head import ProjectionHead
+from lucidnft.rewards.embedders import ImageEmbedder, lr_as_embedded
 from lucidnft.rng import numpy_generator_for
 from lucidnft.rollout import RolloutConfig
 from lucidnft.training.photographs import Photographs
@@ -65,28 +63,23 @@ class Embeddings:
 
     def of_lr(self, what: str, images: list[Tensor], size: tuple[int, int]) -> Tensor:
         """The same of LR images beside SR of `size`."""
-        return self.of(what, [resize(i[None], size)[0] if self.embedder.resizes_lr else i for i in images])
+        return self.of(what, [lr_as_embedded(self.embedder, image[None], size)[0] for image in images])
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A reward taken apart: embeddings, which other rewards may share, and its head."""
+    """A reward taken apart: embeddings, which other rewards may share, and what it makes of them."""
 
     embeddings: Embeddings
-    head: ProjectionHead | None
-
-    def project(self, raw: Tensor) -> Tensor:
-        """(N, L, D) -> the same, L2-normalised."""
-        with torch.no_grad():
-            return F.normalize(raw, dim=-1) if self.head is None else self.head(raw)
+    reward: LucidConsistency
 
     def sr(self, what: str, images: list[Tensor]) -> Tensor:
         """(N, L, D) projected embeddings."""
-        return self.project(self.embeddings.of(what, images))
+        return self.reward.project_embeddings(self.embeddings.of(what, images)).detach()
 
     def lr(self, what: str, images: list[Tensor], size: tuple[int, int]) -> Tensor:
         """(N, L, D) projected embeddings of LR images beside SR of `size`."""
-        return self.project(self.embeddings.of_lr(what, images, size))
+        return self.reward.project_embeddings(self.embeddings.of_lr(what, images, size)).detach()
 
 
 def cosines(first: Tensor, second: Tensor) -> np.ndarray:
@@ -257,7 +250,7 @@ def main() -> None:
         if not isinstance(reward, LucidConsistency):
             raise ValueError(f"{args.rewards}: {name} is not of type lucid_consistency")
         embeddings = shared.setdefault(str(config.get("embedder")), Embeddings(reward.embedder))
-        scorer = Scorer(embeddings, reward.head)
+        scorer = Scorer(embeddings, reward)
         results[name] = {
             "real": matching(scorer, "real", lr, hr),
             "synthetic": matching(scorer, "synthetic", [pool[0] for pool in pools], photographs),

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from lucidnft.statistics import bootstrap_means
+from rewards import interval
 
 Results = dict[str, dict[str, Any]]
 WHERE = ("degraded", "restored")
 BOTH = ("foreign", "texture")
 
 
-def interval(values: Iterable[float], key: str) -> str:
+def shown(values: Iterable[float], key: str) -> str:
     """Mean and its 95 % bootstrap interval."""
-    numbers = np.asarray(list(values), dtype=np.float64)
-    low, high = np.quantile(bootstrap_means(numbers, 2000, seed=0, key=key), [0.025, 0.975])
-    return f"{numbers.mean():.4g} [{low:.4g}, {high:.4g}]"
+    mean, low, high = interval(np.asarray(list(values), dtype=np.float64), key)
+    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def found_shares(
@@ -46,7 +44,7 @@ def matching_table(results: Results) -> Iterator[str]:
     for name, found in results.items():
         for pairs in ("real", "synthetic"):
             own, others, auc = (found[pairs][key] for key in ("own", "others", "auc"))
-            yield f"| {name} | {pairs} | {interval(own, name)} | {np.mean(others):.4f} | {auc:.4f} |"
+            yield f"| {name} | {pairs} | {shown(own, name)} | {np.mean(others):.4f} | {auc:.4f} |"
 
 
 def invariance_table(results: Results) -> Iterator[str]:
@@ -57,7 +55,7 @@ def invariance_table(results: Results) -> Iterator[str]:
         gap = np.mean(found["synthetic"]["own"]) - np.mean(found["synthetic"]["others"])
         spread, correlation = found["invariance"]["spread"], found["invariance"]["correlation"]
         share = np.mean(spread) / gap
-        yield f"| {name} | {interval(spread, name)} | {share:.2%} | {interval(correlation, name)} |"
+        yield f"| {name} | {shown(spread, name)} | {share:.2%} | {shown(correlation, name)} |"
 
 
 def hallucination_table(results: Results) -> Iterator[str]:
@@ -90,7 +88,7 @@ def trap_table(results: Results) -> Iterator[str]:
     yield "| reward | image | score |\n| --- | --- | --- |"
     for name, found in results.items():
         for kind, values in found["trap"].items():
-            yield f"| {name} | {kind} | {interval(values, name)} |"
+            yield f"| {name} | {kind} | {shown(values, name)} |"
     yield ""
     for name, found in results.items():
         for (first, low), (second, high) in pairwise(found["trap"].items()):

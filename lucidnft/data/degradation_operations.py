@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy import fft
-from scipy.stats import poisson
 
 from lucidnft.data.blur_kernels import elliptic_kernel, sinc_kernel
 
@@ -98,6 +97,8 @@ def _poisson_noise(image: np.ndarray, op: Mapping[str, Any]) -> np.ndarray:
     clean = levels / np.float32(255)
     expected = clean * np.float32(photons)
     if op.get("aligned", False):
+        from scipy.stats import poisson  # slow to load, and reading a run file comes by here
+
         counts = np.maximum(poisson.ppf(rng.random(expected.shape), expected), 0)
     else:
         counts = rng.poisson(expected)

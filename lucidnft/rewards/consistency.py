@@ -24,7 +24,12 @@ from lucidnft.checkpoint import save_tensors
 from lucidnft.config_validation import one_of
 from lucidnft.images import resize
 from lucidnft.rewards.base import Reference, Reward, RewardCard
-from lucidnft.rewards.embedders import EmbedderArchitecture, ImageEmbedder, TinyEmbedder
+from lucidnft.rewards.embedders import (
+    EmbedderArchitecture,
+    ImageEmbedder,
+    TinyEmbedder,
+    lr_as_embedded,
+)
 from lucidnft.rewards.occlusion import occlusion_map
 from lucidnft.rewards.projection_head import ProjectionHead, load_head
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
@@ -108,12 +113,14 @@ class LucidConsistency(Reward):
         """The projected embeddings of the G LR images, (G, L, D), once per group."""
         if lr is None:
             raise ValueError("reward 'lucid_consistency' needs lr: pass reward(sr, lr=...)")
+        if self._lr_cache.limit_bytes == 0:
+            return {"projected": self.project(lr_as_embedded(self.embedder, lr, sr_size))}
         keys = [tensor_key(image, sr_size if self.embedder.resizes_lr else None) for image in lr]
         kept = [self._lr_cache.get(key) for key in keys]
         new = [index for index, value in enumerate(kept) if value is None]
         if new:
-            resized = resize(lr[new], sr_size) if self.embedder.resizes_lr else lr[new]
-            for index, projected in zip(new, self.project(resized), strict=True):
+            projections = self.project(lr_as_embedded(self.embedder, lr[new], sr_size))
+            for index, projected in zip(new, projections, strict=True):
                 kept[index] = projected
                 self._lr_cache.put(keys[index], projected)
         found = [value for value in kept if value is not None]
@@ -143,7 +150,10 @@ class LucidConsistency(Reward):
 
     def project(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, L, D), L2-normalised."""
-        embeddings = self.embedder.embed(images)
+        return self.project_embeddings(self.embedder.embed(images))
+
+    def project_embeddings(self, embeddings: Tensor) -> Tensor:
+        """(N, L, D) of the embedder -> (N, L, D), through the head if there is one, L2-normalised."""
         return F.normalize(embeddings, dim=-1) if self.head is None else self.head(embeddings)
 
     @torch.no_grad()

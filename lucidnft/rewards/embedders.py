@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lucidnft.images import resize
 from lucidnft.rewards.conv_trunk import ConvTrunk, keep_variance_
 
 CELL = 16
@@ -32,6 +33,11 @@ class ImageEmbedder(Protocol):
 
     def to(self, device: torch.device | str) -> Any:
         """Move the networks."""
+
+
+def lr_as_embedded(embedder: ImageEmbedder, lr: Tensor, sr_size: tuple[int, int]) -> Tensor:
+    """LR images (N, 3, h, w) as this embedder takes them beside SR of (H, W): enlarged, or as they are."""
+    return resize(lr, sr_size) if embedder.resizes_lr else lr
 
 
 @dataclass(frozen=True)

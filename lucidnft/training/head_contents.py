@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -22,6 +24,10 @@ CELL = 16
 
 Inpaint = Callable[[Tensor, Tensor, int], Tensor]
 """(image (3, H, W), mask (H, W) bool, seed) -> the image with the mask repainted."""
+
+
+Donor = Callable[[], Tensor]
+"""Loads an HR crop (3, H, W) of another photograph; not every recipe wants one."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +77,19 @@ class Crops:
     def donor(self, index: int) -> Tensor:
         """An HR crop (3, H, W) of the same size, of another photograph where there is one."""
         own = self[index]
+        photograph = re.split("[#@]", own.key)[0]
         others = (self[(index + step) % len(self)] for step in range(1, len(self)))
-        fitting = [
-            crop for crop, _ in zip(others, range(ATTEMPTS), strict=False) if crop.hr.shape == own.hr.shape
-        ]
-        photograph = own.key.split("#")[0].split("@")[0]
-        for crop in fitting:
+        same_size = (crop for crop in islice(others, ATTEMPTS) if crop.hr.shape == own.hr.shape)
+        first: Crop | None = None
+        for crop in same_size:
             if not crop.key.startswith(photograph):
                 return crop.hr
-        if not fitting:
+            first = first or crop
+        if first is None:
             raise ValueError(
                 f"'{own.key}' is the only crop of its size: there is nothing to swap in; add images"
             )
-        return fitting[0].hr
+        return first.hr
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,9 @@ class PoolRecipe:
     altered_area: tuple[float, float]  # fractions of the image, drawn evenly in their logarithm
     inpaint: Inpaint | None = None  # fills regions instead of other photographs and synthesised texture
 
-    def draw(self, crop: Crop, donor: Tensor, generator: np.random.Generator) -> ContentImages:
+    def draw(self, crop: Crop, donor: Donor, generator: np.random.Generator) -> ContentImages:
         """The images of one content; a function of the crop, the donor and the generator's state."""
+        other = donor() if self.inpaint is None else None
         hr, upscale = crop.hr, crop.hr.shape[1] // crop.lr.shape[1]
         degradations = [
             Degradation(self.degradations[int(generator.integers(len(self.degradations)))], upscale)
@@ -115,7 +122,7 @@ class PoolRecipe:
         drawn = [degradation(hr, generator) for degradation in degradations]
         versions, shown = [hr], []
         for number in range(self.num_altered):
-            altered, mask = self._alter(hr, donor, number, generator)
+            altered, mask = self._alter(hr, other, number, generator)
             versions.append(altered)
             shown.append(visible_severity(hr, altered, mask[None].float(), CELL))
         mask = draw_swap_mask(generator, hr.shape[1], hr.shape[2], self._area(generator))
@@ -127,7 +134,7 @@ class PoolRecipe:
         return ContentImages(lr, torch.stack((clean, degraded)), torch.stack(shown))
 
     def _alter(
-        self, image: Tensor, donor: Tensor, number: int, generator: np.random.Generator
+        self, image: Tensor, donor: Tensor | None, number: int, generator: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """(altered image, mask); after 20 masks whose filling does not show, the last is taken as it is."""
         filling: Filling = "foreign" if number % 2 == 0 else "texture"
@@ -150,6 +157,6 @@ class PoolRecipe:
 class PairRecipe:
     """The pair as it is: one LR image, one HR image, nothing altered."""
 
-    def draw(self, crop: Crop, donor: Tensor | None, generator: np.random.Generator) -> ContentImages:
+    def draw(self, crop: Crop, donor: Donor, generator: np.random.Generator) -> ContentImages:
         """The pair; nothing is drawn."""
         return ContentImages(crop.lr[None], crop.hr[None, None], torch.zeros(0, 1, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lucidnft.images import resize
-from lucidnft.rewards.embedders import ImageEmbedder
+from lucidnft.rewards.embedders import ImageEmbedder, lr_as_embedded
 from lucidnft.rewards.projection_head import ProjectionHead
 from lucidnft.rng import numpy_generator_for
 from lucidnft.training.embedding_cache import EmbeddingCache
 from lucidnft.training.evaluation import Evaluation
-from lucidnft.training.head_contents import CELL, ContentImages, Crop, Crops
+from lucidnft.training.head_contents import CELL, ContentImages, Crop, Crops, Donor
 from lucidnft.training.supervised_task import SupervisedTask
 
 if TYPE_CHECKING:  # reading a run file must not load accelerate
@@ -43,7 +42,7 @@ class Embedded:
 class Recipe(Protocol):
     """What is drawn of a content."""
 
-    def draw(self, crop: Crop, donor: Tensor, generator: np.random.Generator) -> ContentImages:
+    def draw(self, crop: Crop, donor: Donor, generator: np.random.Generator) -> ContentImages:
         """Its images."""
 
 
@@ -61,7 +60,7 @@ class Contents:
     def images(self, index: int, recipe: Recipe) -> ContentImages:
         """The images of a content, a function of (seed, index)."""
         generator = numpy_generator_for(self.seed, "consistency/content", index)
-        return recipe.draw(self.crops[index], self.crops.donor(index), generator)
+        return recipe.draw(self.crops[index], partial(self.crops.donor, index), generator)
 
 
 class HeadTask(SupervisedTask):
@@ -94,6 +93,7 @@ class HeadTask(SupervisedTask):
         self.places, self.embed_batch_size, self.seed = places, embed_batch_size, seed
         self._embedder = embedder
         self._loaded: tuple[Embedded, Embedded] | None = None
+        self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def describe(self) -> str:
         """Contents and the state of their caches."""
@@ -133,7 +133,7 @@ class HeadTask(SupervisedTask):
     def embed(self, embedder: ImageEmbedder, images: ContentImages) -> dict[str, Tensor]:
         """Embeddings of a content, as the cache keeps them: lr (P, L, D), sr (C, V, L, D), shown (Q, L)."""
         size = (images.sr.shape[3], images.sr.shape[4])
-        lr = resize(images.lr, size) if embedder.resizes_lr else images.lr
+        lr = lr_as_embedded(embedder, images.lr, size)
         step = self.embed_batch_size
         parts = {"lr": lr, "sr": images.sr.flatten(0, 1)}
         found = {
@@ -155,10 +155,8 @@ class HeadTask(SupervisedTask):
         """The contents of these rows: every epoch takes all of them once, in an order of its own."""
         loaded, _ = self._embeddings()
         count = len(loaded.lr)
-        chosen = []
-        for place in (step * num_rows + row for row in rows):
-            order = numpy_generator_for(self.seed, "consistency/order", place // count).permutation(count)
-            chosen.append(int(order[place % count]))
+        places = [step * num_rows + row for row in rows]
+        chosen = [int(self._order(place // count, count)[place % count]) for place in places]
         return Embedded(loaded.lr[chosen].float(), loaded.sr[chosen].float(), loaded.shown[chosen].float())
 
     def probe(self, num_rows: int) -> Embedded:
@@ -196,6 +194,9 @@ class HeadTask(SupervisedTask):
     def export(self, path: str, **card: Any) -> None:
         """Write the head, as `LucidConsistencyConfig.head` reads it."""
         self.save(self.module, path, **card)
+
+    def _draw_order(self, epoch: int, count: int) -> np.ndarray:
+        return numpy_generator_for(self.seed, "consistency/order", epoch).permutation(count)
 
     def _embeddings(self) -> tuple[Embedded, Embedded]:
         if self._loaded is None:

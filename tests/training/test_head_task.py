@@ -54,7 +54,7 @@ def donor() -> Tensor:
 
 def test_a_pool_holds_degradations_alterations_and_the_own_region(crop: Crop, donor: Tensor) -> None:
     recipe = PoolRecipe(("realesrgan", "light"), pool_size=3, num_altered=2, altered_area=(0.1, 0.3))
-    images = recipe.draw(crop, donor, numpy_generator_for(0, "x"))
+    images = recipe.draw(crop, lambda: donor, numpy_generator_for(0, "x"))
     assert images.lr.shape == (3, 3, 16, 16) and images.sr.shape == (2, 4, 3, 64, 64)
     assert torch.equal(images.lr[0], crop.lr) and torch.equal(images.sr[0, 0], crop.hr)
     assert len({float(lr.sum()) for lr in images.lr}) == 3
@@ -63,16 +63,20 @@ def test_a_pool_holds_degradations_alterations_and_the_own_region(crop: Crop, do
     assert images.shown.shape == (2, 4, 4)
     for shown in images.shown:
         assert 0.02 < float(shown.mean()) < 0.6
-    again = recipe.draw(crop, donor, numpy_generator_for(0, "x"))
+    again = recipe.draw(crop, lambda: donor, numpy_generator_for(0, "x"))
     assert torch.equal(again.sr, images.sr) and torch.equal(again.lr, images.lr)
 
 
 def test_all_versions_go_through_one_degradation(crop: Crop, donor: Tensor) -> None:
-    images = PoolRecipe(("bicubic",), 2, 1, (0.1, 0.2)).draw(crop, donor, numpy_generator_for(0, "x"))
+    images = PoolRecipe(("bicubic",), 2, 1, (0.1, 0.2)).draw(crop, lambda: donor, numpy_generator_for(0, "x"))
     expected = resize(resize(images.sr[0], (16, 16)).mul(255).round().div(255), (64, 64))
     torch.testing.assert_close(images.sr[1], expected, atol=0.02, rtol=0)
     # versions differ in content alone: the own region is nearly the same after the same noise
-    noisy = PoolRecipe(("realesrgan",), 2, 1, (0.1, 0.2)).draw(crop, donor, numpy_generator_for(0, "x")).sr
+    noisy = (
+        PoolRecipe(("realesrgan",), 2, 1, (0.1, 0.2))
+        .draw(crop, lambda: donor, numpy_generator_for(0, "x"))
+        .sr
+    )
     assert (noisy[1, 0] - noisy[1, 2]).abs().mean() < 0.5 * (noisy[1, 0] - noisy[0, 0]).abs().mean()
 
 
@@ -84,14 +88,16 @@ def test_a_configured_inpainting_model_fills_the_regions(crop: Crop, donor: Tens
         return torch.where(mask, torch.zeros_like(image), image)
 
     recipe = PoolRecipe(("light",), 2, 2, (0.2, 0.3), inpaint=inpaint)
-    images = recipe.draw(crop, donor, numpy_generator_for(0, "x"))
+    images = recipe.draw(crop, lambda: donor, numpy_generator_for(0, "x"))
     assert len(set(seeds)) >= 2
     for altered in images.sr[0, 1:3]:
         assert 0.15 < float((altered == 0).all(dim=0).float().mean()) < 0.35
 
 
 def test_a_pair_is_taken_as_it_is(crop: Crop) -> None:
-    images = PairRecipe().draw(crop, None, numpy_generator_for(0, "x"))
+    images = PairRecipe().draw(
+        crop, lambda: pytest.fail("a pair wants no donor"), numpy_generator_for(0, "x")
+    )
     assert torch.equal(images.lr[0], crop.lr) and torch.equal(images.sr[0, 0], crop.hr)
     assert images.shown.shape[0] == 0
 
