@@ -61,6 +61,12 @@ class HeadDataSettings(ConfigModel):
         """
         data = self.images.build(seed, self.upscale)
         assert isinstance(data.train, CroppedSource)
+        if len(data.held_out) < 2:
+            raise ValueError(
+                f"data.images leaves {len(data.held_out)} crop to hold out; task consistency compares contents with "
+                f"each other and needs 2 or more: raise data.images.val_fraction (it is {self.images.val_fraction}), "
+                "add photographs, or name others in data.images.val_folder"
+            )
         known = self.build_embedder() if self.dimension is None else None
         head = self._starting_head(seed, known.dimension if known is not None else int(self.dimension or 0))
         identity = {

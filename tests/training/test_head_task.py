@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from lucidnft.data.bundled import photograph_paths
 from lucidnft.data.sources import HrFolderConfig, LrFolderConfig
-from lucidnft.images import read_image, resize, save_image
+from lucidnft.images import read_image, resize
 from lucidnft.rewards import LucidConsistency
 from lucidnft.rewards.consistency import LucidConsistencyConfig, load_consistency_network
-from lucidnft.rewards.projection_head import ProjectionHead, load_head, save_head
+from lucidnft.rewards.projection_head import load_head
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
 from lucidnft.rewards.vision_towers import OpenClipEmbedderConfig
 from lucidnft.rng import numpy_generator_for
@@ -25,13 +25,7 @@ from lucidnft.training.head_contents import Crop, Crops, PairRecipe, PoolRecipe
 from lucidnft.training.head_settings import PairedConfig, PoolsConfig
 from lucidnft.training.head_task import Embedded, HeadTask, measure
 from tests.rewards.small_qwen3_vl import WIDTH, save_small_checkpoint
-
-SMALL = HrFolderConfig(crop_size=16, val_crop_size=16, num_val_images=6)
-
-
-def pools(folder: Path, **changes: object) -> PoolsConfig:
-    settings = {"images": SMALL, "num_contents": 8, "cache_folder": str(folder), "pool_size": 2, **changes}
-    return PoolsConfig(**settings)  # type: ignore[arg-type]
+from tests.training.small_heads import SMALL, pools
 
 
 @pytest.fixture(scope="module")
@@ -197,39 +191,6 @@ def test_the_exported_head_of_another_embedder_is_a_head(prepared: HeadTask, tmp
     config.save(prepared.module, str(path))
     torch.testing.assert_close(load_head(path).first.weight, prepared.module.first.weight)
     assert config.places == 1
-
-
-def test_training_can_start_from_a_head_and_refuses_one_of_another_width(tmp_path: Path) -> None:
-    task = pools(tmp_path, head="tiny").build(seed=0)
-    shipped = load_consistency_network("tiny").head
-    assert torch.equal(task.module.second.weight, shipped.second.weight)
-    assert all(p.requires_grad for p in task.module.parameters())
-    save_head(ProjectionHead(8), tmp_path / "head.safetensors")
-    config = PoolsConfig(
-        embedder=OpenClipEmbedderConfig(), dimension=16, head=str(tmp_path / "head.safetensors"), images=SMALL
-    )
-    with pytest.raises(ValueError, match="takes 8 numbers, the embeddings have 16"):
-        config.build(seed=0)
-
-
-def test_a_wrong_dimension_is_said_before_anything_is_embedded(tmp_path: Path) -> None:
-    task = pools(tmp_path, dimension=64).build(seed=0)
-    with pytest.raises(ValueError, match=r"data.dimension is 64, but the embedder 'tiny' gives 128"):
-        task.prepare(Accelerator(cpu=True))
-    assert not list(tmp_path.rglob("shard*"))
-
-
-def test_crops_of_several_sizes_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, side in (("a", 160), ("b", 96), ("c", 160)):
-        save_image(
-            folder / f"{name}.png", torch.rand(3, side, side, generator=torch.Generator().manual_seed(side))
-        )
-    images = HrFolderConfig(folder=str(folder), val_folder=str(folder), crop_size=32, val_crop_size=16)
-    task = pools(tmp_path / "cache", images=images).build(seed=0)
-    with pytest.raises(ValueError, match="crops must have one size"):
-        task.prepare(Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("alignment", ["info_nce", "cosine"])
