@@ -2,15 +2,16 @@
 
     python benchmarks/consistency.py --rewards FILE.yaml --photographs DIR --lr DIR.. --hr DIR.. [--sr NAME=DIR..]
 
-FILE.yaml names the rewards to compare, each as in a run file (`pools: {type: lucid_consistency}`).  Real pairs share
-their file names; several folders may follow --lr, --hr and NAME=DIR, in the same order.  The photographs, which
-no reward may have trained on, give the synthetic pools.  Writes consistency.json and consistency.png (matplotlib,
-in the extra `dev`).
+FILE.yaml names the rewards to compare, each as in a run file (`pools: {type: lucid_consistency}`), or as a list of
+such, the seeds of one training.  Real pairs share their file names; several folders may follow --lr, --hr and
+NAME=DIR, in the same order.  The photographs, which no reward may have trained on, give the synthetic pools.
+Writes consistency.json and consistency.png (matplotlib, in the extra `dev`).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from consistency_report import draw, summary, tables
+from consistency_figure import draw
+from consistency_report import Results, summary, tables
 from nft_step import Step, Stopwatch
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
@@ -41,6 +43,7 @@ from lucidnft.training.run_folder import git_commit
 PRESETS: tuple[Preset, ...] = ("realesrgan", "light", "bsrgan")
 POOL = 10  # degradations of one photograph
 AREAS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
+DRAWS = 2  # regions of each area in each photograph
 FILLINGS: tuple[Filling, ...] = ("foreign", "texture", "own")
 ATTEMPTS = 20  # masks tried for a swap that shows
 CROP = 240  # pixels of a photograph; the smallest of the usual sets has 250
@@ -127,44 +130,57 @@ def swaps_of(photographs: list[Tensor]) -> list[dict[str, Any]]:
     """Altered copies of every photograph: {photograph, area, filling, image}; only swaps that show."""
     found = []
     for index, image in enumerate(tqdm(photographs, desc="swaps")):
-        donor = photographs[(index + 1) % len(photographs)]
-        for area in AREAS:
-            for filling in FILLINGS:
-                for attempt in range(ATTEMPTS):
-                    generator = numpy_generator_for(0, "benchmark/swap", index, str(area), attempt)
-                    mask = draw_swap_mask(generator, CROP, CROP, area)
-                    swapped = swap_region(image, mask, filling, generator, donor=donor)
-                    if filling == "own" or visible_swap(image, swapped, mask):
-                        found.append(
-                            {"photograph": index, "area": area, "filling": filling, "image": swapped}
-                        )
-                        break
+        for area, filling, draw_number in itertools.product(AREAS, FILLINGS, range(DRAWS)):
+            donor = photographs[(index + 1 + draw_number) % len(photographs)]
+            for attempt in range(ATTEMPTS):
+                generator = numpy_generator_for(0, "benchmark/swap", index, str(area), draw_number, attempt)
+                mask = draw_swap_mask(generator, CROP, CROP, area)
+                swapped = swap_region(image, mask, filling, generator, donor=donor)
+                if filling == "own" or visible_swap(image, swapped, mask):
+                    found.append({"photograph": index, "area": area, "filling": filling, "image": swapped})
+                    break
+    return found
+
+
+def versions_of(
+    photographs: list[Tensor], swaps: list[dict[str, Any]], records: list[list[dict[str, Any]]]
+) -> list[dict[str, list[Tensor]]]:
+    """Per photograph, unaltered and then its swaps: restored, as they are; degraded, under the second record."""
+    found = []
+    for index, image in enumerate(tqdm(photographs, desc="versions")):
+        images = [image, *(swap["image"] for swap in swaps if swap["photograph"] == index)]
+        record = aligned(records[index][1])
+        again = resize(torch.stack([replay(version, record) for version in images]), (CROP, CROP))
+        found.append({"restored": images, "degraded": list(again)})
     return found
 
 
 def hallucination(
     scorer: Scorer,
     swaps: list[dict[str, Any]],
-    photographs: list[Tensor],
+    versions: list[dict[str, list[Tensor]]],
     pools: list[list[Tensor]],
-    records: list[list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Score of the unaltered minus that of the altered image against one LR image of the photograph.
 
     restored: both as they are.  degraded: both under one degradation, another than that of the LR image.
+    across: both as they are, each against another LR image of the photograph, averaged over all pairs of these.
     """
     rows = []
-    size = (CROP, CROP)
-    for index, image in enumerate(photographs):
+    for index, kinds in enumerate(versions):
         own = [swap for swap in swaps if swap["photograph"] == index]
-        images = [image, *(swap["image"] for swap in own)]
-        again = resize(torch.stack([replay(x, aligned(records[index][1])) for x in images]), size)
-        known = scorer.lr(f"pool{index}", [pools[index][0]], size)
-        for where, versions in {"restored": images, "degraded": list(again)}.items():
-            unaltered, *altered = cosines(scorer.sr(f"{where}{index}", versions), known).tolist()
-            for swap, value in zip(own, altered, strict=True):
+        known = scorer.lr(f"pool{index}", pools[index], (CROP, CROP))
+        for where, images in kinds.items():
+            embedded = scorer.sr(f"{where}{index}", images)
+            scores = np.stack([cosines(embedded, low[None]) for low in known])  # (POOL, 1 + swaps)
+            for number, swap in enumerate(own, start=1):
                 facts = {key: swap[key] for key in ("photograph", "area", "filling")}
-                rows.append({**facts, "where": where, "drop": unaltered - value})
+                drop = float(scores[0, 0] - scores[0, number])
+                rows.append({**facts, "where": where, "drop": drop, "found": float(drop > 0)})
+                if where == "restored":
+                    drops = (scores[:, :1] - scores[:, number])[~np.eye(POOL, dtype=bool)]
+                    found = float((drops > 0).mean())
+                    rows.append({**facts, "where": "across", "drop": float(drops.mean()), "found": found})
     return rows
 
 
@@ -243,22 +259,31 @@ def main() -> None:
     drawn = [degraded_pool(image, index) for index, image in enumerate(photographs)]
     pools, records = [pool for pool, _ in drawn], [record for _, record in drawn]
     swaps = swaps_of(photographs)
-    results: dict[str, Any] = {}
+    versions = versions_of(photographs, swaps, records)
+    results: Results = {}
     shared: dict[str, Embeddings] = {}
-    for name, config in tqdm(configs.items(), desc="rewards"):
+    seeds = [
+        (name, config)
+        for name, entry in configs.items()
+        for config in (entry if isinstance(entry, list) else [entry])
+    ]
+    for name, config in tqdm(seeds, desc="rewards"):
         reward = build_reward(config)
         if not isinstance(reward, LucidConsistency):
             raise ValueError(f"{args.rewards}: {name} is not of type lucid_consistency")
         embeddings = shared.setdefault(str(config.get("embedder")), Embeddings(reward.embedder))
         scorer = Scorer(embeddings, reward)
-        results[name] = {
-            "real": matching(scorer, "real", lr, hr),
-            "synthetic": matching(scorer, "synthetic", [pool[0] for pool in pools], photographs),
-            "invariance": invariance(scorer, pools, photographs),
-            "hallucination": hallucination(scorer, swaps, photographs, pools, records),
-            "trap": trap(scorer, lr, hr, others),
-            "cost": cost(reward, lr, hr),
-        }
+        first = not results.get(name)
+        results.setdefault(name, []).append(
+            {
+                "real": matching(scorer, "real", lr, hr),
+                "synthetic": matching(scorer, "synthetic", [pool[0] for pool in pools], photographs),
+                "invariance": invariance(scorer, pools, photographs),
+                "hallucination": hallucination(scorer, swaps, versions, pools),
+                "trap": trap(scorer, lr, hr, others),
+                **({"cost": cost(reward, lr, hr)} if first else {}),
+            }
+        )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     record = {"commit": git_commit(), "rewards": configs, "results": summary(results)}
     (args.output_dir / "consistency.json").write_text(json.dumps(record, indent=1) + "\n")
