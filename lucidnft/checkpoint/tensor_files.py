@@ -58,10 +58,10 @@ def load_tensors(
     """
     path = Path(path)
     header = load_header(path)
-    with _opened(path, str(device)) as file:
+    with opened(path, str(device)) as file:
         if expected is not None:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_shapes(path, shapes, expected)
+            check_shapes(path, shapes, expected)
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
 
@@ -72,7 +72,7 @@ def load_header(path: str | Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: as `load_tensors`.
     """
     path = Path(path)
-    with _opened(path, "cpu") as file:
+    with opened(path, "cpu") as file:
         text = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
         raise ValueError(f"{path} has no '{HEADER_KEY}' header: it was not written by this library")
@@ -112,7 +112,7 @@ def first_few(items: Iterable[str], shown: int = 3) -> str:
     return ", ".join(items[:shown]) + more
 
 
-def _check_shapes(
+def check_shapes(
     path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor | Sequence[int]]
 ) -> None:
     wanted = {n: tuple(v.shape) if isinstance(v, Tensor) else tuple(v) for n, v in expected.items()}
@@ -129,7 +129,7 @@ def _check_shapes(
 
 
 @contextmanager
-def _opened(path: Path, device: str) -> Iterator[Any]:
+def opened(path: Path, device: str) -> Iterator[Any]:
     if not path.is_file():
         what = "is a folder, expected a .safetensors file" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}")
