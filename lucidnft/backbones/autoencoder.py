@@ -1,0 +1,71 @@
+"""Images to latents and back through diffusers' AutoencoderKL, frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lucidnft.rng import generator_for
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+Posterior = Literal["sample", "mean"]
+
+
+class Autoencoder:
+    """A VAE with the shift and scale of its own configuration."""
+
+    def __init__(self, vae: AutoencoderKL, posterior: Posterior) -> None:
+        """vae: frozen here.  posterior: whether an image's latents are drawn or the mean.
+
+        Raises:
+            ValueError: posterior is another word.
+        """
+        if posterior not in get_args(Posterior):
+            raise ValueError(f"posterior is {posterior!r}, expected one of {', '.join(get_args(Posterior))}")
+        self.vae = vae.requires_grad_(False).eval()
+        self.posterior = posterior
+        self.scale = float(vae.config["scaling_factor"])
+        self.shift = float(vae.config["shift_factor"] or 0.0)  # null in configurations of VAEs without one
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return int(self.vae.config["latent_channels"])
+
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent cell, per side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def encode(self, images: Tensor, *, keys: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> latents (B, C, h, w) float32.
+
+        A sample of the posterior is drawn with noise that is a function of the image, or of the row of `keys`
+        (B, ...) where the images were made from something: it depends on nothing else in the batch.
+        """
+        parameter = next(self.vae.parameters())
+        distribution = self.vae.encode((2 * images - 1).to(parameter), return_dict=False)[0]
+        latents = distribution.mean.float()
+        if self.posterior == "sample":
+            digests = [_digest(row) for row in (images if keys is None else keys)]
+            generators = [generator_for(0, "posterior", digest) for digest in digests]
+            noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+            latents = latents + distribution.std.float() * noise.to(latents)
+        return (latents - self.shift) * self.scale
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> (B, 3, H, W) float32 clamped to [0, 1]."""
+        latents = x_0 / self.scale + self.shift
+        images = self.vae.decode(latents.to(next(self.vae.parameters())), return_dict=False)[0]
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _digest(image: Tensor) -> str:
+    """A hash of the pixels, the same on every device."""
+    pixels = image.detach().float().cpu().contiguous().numpy().tobytes()
+    return hashlib.blake2b(pixels, digest_size=16).hexdigest()

@@ -1,0 +1,289 @@
+"""The DiT4SR backbone: Stable Diffusion 3.5 medium with a stream of LR tokens (arXiv 2503.23580).
+
+The LR image is enlarged to the output size and encoded by the VAE; the network sees its latents beside the noisy
+ones.  The network's timestep is 1000 t.  One text serves every image: prompts of a batch are not read.
+
+Departures from the published code: the posterior of the VAE is sampled with noise that is a function of the image, so
+an image has one condition, whatever the batch, the step and the run; the default time grid is SD3's shift of
+a uniform one, while diffusers' scheduler shifts its end too and so spends its last step on 1 % of the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lucidnft.backbones.adapters import LoraSettings
+from lucidnft.backbones.autoencoder import Autoencoder, Posterior
+from lucidnft.backbones.base import LatentSpec
+from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
+from lucidnft.checkpoint import load_json
+from lucidnft.checkpoint.fingerprint import fingerprint
+from lucidnft.checkpoint.released_files import load_released
+from lucidnft.flow.conversions import expand_time
+from lucidnft.flow.guidance import VelocityFunction, classifier_free_guidance
+from lucidnft.flow.schedules import shift_time, shifted_time_grid, uniform_time_grid
+from lucidnft.images import resize
+from lucidnft.records import Condition
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    from lucidnft.backbones.dit4sr_network import DiT4SRNetwork
+
+TimeGrid = Literal["sd3", "scheduler", "uniform"]
+
+SHIFT = 3.0
+"""SD3's, from its scheduler's configuration."""
+
+
+class DiT4SRBackbone:
+    """`lucidnft.backbones.base.Backbone` for DiT4SR."""
+
+    name = "dit4sr"
+    upscale: int | None = (
+        None  # the network sees the enlarged image, so any factor works; it was trained for 4
+    )
+    default_num_steps = 40
+
+    def __init__(
+        self,
+        network: DiT4SRNetwork,
+        vae: AutoencoderKL,
+        text: TextEmbeddings,
+        *,
+        guidance_scale: float = 1.0,
+        posterior: Posterior = "sample",
+        time_grid: TimeGrid = "sd3",
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        """vae: frozen here.  guidance_scale: 1.0 is off, published 8.0; it holds in rollouts and in training alike.
+
+        Raises:
+            ValueError: another posterior or time grid, guidance without a negative prompt, or a VAE whose
+                latents the network does not take.
+        """
+        if time_grid not in get_args(TimeGrid):
+            raise ValueError(f"time_grid is {time_grid!r}, expected one of {', '.join(get_args(TimeGrid))}")
+        self.autoencoder = Autoencoder(vae, posterior)
+        channels, downscale = self.autoencoder.channels, self.autoencoder.downscale
+        if channels != network.config["in_channels"]:
+            raise ValueError(
+                f"the VAE has {channels} latent channels, the transformer takes {network.config['in_channels']}; "
+                "they belong to different models"
+            )
+        self.network = network
+        self.text = text
+        self.guidance_scale = guidance_scale
+        self.time_grid = time_grid
+        self.autocast_dtype = autocast_dtype
+        self._check_guidance(guidance_scale, text.has_negative)
+        self.latent_spec = LatentSpec(channels, downscale, downscale * network.config["patch_size"])
+        weights = {f"transformer.{name}": value for name, value in network.state_dict().items()}
+        weights.update({f"vae.{name}": value for name, value in vae.state_dict().items()})
+        self.fingerprint = fingerprint(weights)
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformer; the VAE is never trained."""
+        return self.network
+
+    @property
+    def lora_modules(self) -> tuple[str, ...]:
+        """Attention projections of the noise, LR and text tokens: those that a velocity depends on.
+
+        Left out are the text projections of the second attention, which sees no text, and, where LR keys are
+        made from noise keys, to_k_control.
+        """
+        streams = ("to_q", "to_k", "to_v", "to_out.0", "to_q_control", "to_v_control", "to_out_control")
+        text = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+        return (*streams, *text, *(("to_k_control",) if self.network.lr_key == "lr" else ()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> DiT4SRBackbone:
+        """Move the transformer and the VAE."""
+        nn.Module.to(self.network, device)
+        nn.Module.to(self.autoencoder.vae, device)
+        return self
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Recompute the activations of a block in the backward pass: less memory, about a third more time."""
+        if enabled:
+            self.network.enable_gradient_checkpointing()
+        else:
+            self.network.disable_gradient_checkpointing()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> x_0 (B, 16, H/8, W/8) float32."""
+        return self.autoencoder.encode(images)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """x_0 (B, 16, h, w) -> (B, 3, 8 h, 8 w) float32 clamped to [0, 1]."""
+        return self.autoencoder.decode(x_0)
+
+    def encode_condition(
+        self, lr: Tensor, *, upscale: int, prompts: tuple[str, ...] | None = None
+    ) -> Condition:
+        """lr (G, 3, H/r, W/r) in [0, 1] -> fields lr_latent (G, 16, h, w) and the text's, prompt_embeds (G, T, D) ...
+
+        Raises:
+            ValueError: an output size that is no multiple of 16 px (pad before, crop after), or above the
+                positions that the transformer knows.
+        """
+        height, width = lr.shape[2] * upscale, lr.shape[3] * upscale
+        self.latent_spec.grid(height, width)
+        longest = self.network.config["pos_embed_max_size"] * self.latent_spec.multiple
+        if max(height, width) > longest:
+            raise ValueError(
+                f"output size {height}x{width} is above the {longest} px per side that backbone 'dit4sr' has positions "
+                "for; restore the image in parts or at a smaller upscale"
+            )
+        latent = self.autoencoder.encode(resize(lr.to(self.device), (height, width)), keys=lr)
+        text = {n: v.to(self.device).expand(lr.shape[0], *v.shape) for n, v in self.text.fields().items()}
+        return Condition({"lr_latent": latent, **text})
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Condition, **options: Any) -> Tensor:
+        """x_t (B, 16, h, w), t (B,) in [0, 1], condition of B rows -> v (B, 16, h, w) float32.
+
+        options: guidance_scale, over the backbone's own; anything but 1.0 is a second pass with the negative prompt.
+
+        Raises:
+            ValueError: another option, guidance without a negative prompt, or t or latents of a wrong shape.
+        """
+        scale = options.pop("guidance_scale", self.guidance_scale)
+        if options:
+            raise ValueError(
+                f"backbone 'dit4sr' takes guidance_scale and no other option, got {sorted(options)}"
+            )
+        expand_time(t, x_t)  # refuses what is not one time in [0, 1] per sample
+        self._check_guidance(scale, "negative_prompt_embeds" in condition.fields)
+        prompt, negative = (self._under(condition, prefix) for prefix in ("", "negative_"))
+        return classifier_free_guidance(prompt, negative, scale)(x_t, t)
+
+    def default_time_grid(self, num_steps: int, height: int, width: int) -> Tensor:
+        """The grid of `time_grid`, the same at every size.
+
+        sd3        uniform times shifted by 3 (arXiv 2403.03206, eq. 23)
+        scheduler  diffusers' FlowMatchEulerDiscreteScheduler with SD3's configuration: from 1 to the shifted 1/1000
+                   and shifted again, then 0; what the published results were made with
+        uniform    equal steps
+        """
+        if self.time_grid == "uniform":
+            return uniform_time_grid(num_steps)
+        if self.time_grid == "sd3":
+            return shifted_time_grid(num_steps, SHIFT)
+        uniform_time_grid(num_steps)  # refuses what is no number of steps
+        last = shift_time(torch.tensor(1e-3, dtype=torch.float64), SHIFT)
+        times = torch.linspace(1.0, float(last), num_steps, dtype=torch.float64)
+        return torch.cat([shift_time(times, SHIFT), times.new_zeros(1)]).float()
+
+    def _under(self, condition: Condition, prefix: str) -> VelocityFunction:
+        """The velocity under the prompt ("") or the negative prompt ("negative_"); the LR image is in both."""
+        dtype = self.network.pos_embed.proj.weight.dtype
+
+        def velocity(x_t: Tensor, t: Tensor) -> Tensor:
+            enabled = self.autocast_dtype is not None
+            with torch.autocast(x_t.device.type, dtype=self.autocast_dtype, enabled=enabled):
+                v = self.network(
+                    x_t.to(dtype),
+                    condition["lr_latent"].to(dtype),
+                    encoder_hidden_states=condition[f"{prefix}prompt_embeds"].to(dtype),
+                    pooled_projections=condition[f"{prefix}pooled_prompt_embeds"].to(dtype),
+                    timestep=1000.0 * t.float(),
+                )
+            return v.float()
+
+        return velocity
+
+    def _check_guidance(self, scale: float, has_negative: bool) -> None:
+        if scale != 1.0 and not has_negative:
+            raise ValueError(
+                f"guidance_scale is {scale} but there is no negative prompt to guide away from; give text embeddings "
+                "with negative_prompt_embeds and negative_pooled_prompt_embeds, or set it to 1.0"
+            )
+
+
+class DiT4SRBackboneConfig(LoraSettings):
+    """`model:` section of a run with DiT4SR."""
+
+    type: Literal["dit4sr"] = "dit4sr"
+    model_name_or_path: (
+        str  # local folder of Stable Diffusion 3.5 medium: transformer/config.json and vae/ are read
+    )
+    transformer_path: str  # DiT4SR's own weights: a .safetensors file, or the folder with it
+    lr_key: Literal[
+        "noise", "lr"
+    ]  # the version of those weights: lr for dit4sr_r1, noise for dit4sr_q and dit4sr_f
+    control_scale: float = 1.2  # of the convolution from LR to noise tokens; 1.0 as in the published training
+    text_embeddings: str = EMPTY  # a .safetensors file of encode_prompt's tensors, or "empty"
+    guidance_scale: float = Field(
+        default=1.0, ge=0
+    )  # 1.0 is off; else a second pass, in rollouts and training alike
+    posterior: Posterior = "sample"
+    time_grid: TimeGrid = "sd3"
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of the frozen weights
+
+    def build(self, *, seed: int = 0) -> DiT4SRBackbone:
+        """The backbone on the CPU.  `seed` is not read: nothing in it is drawn.
+
+        Raises:
+            FileNotFoundError: a folder or file is missing.
+            ValueError: a configuration of another model, or weights that are not exactly the expected ones.
+        """
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        from lucidnft.backbones.dit4sr_network import SD35_MEDIUM, DiT4SRNetwork
+
+        base = Path(self.model_name_or_path)
+        fields = _configuration(base / "transformer", "SD3Transformer2DModel")
+        known = {name: fields[name] for name in SD35_MEDIUM if name in fields}
+        text = self._text(known.get("joint_attention_dim", 4096), known.get("pooled_projection_dim", 2048))
+        vae_fields = _configuration(base / "vae", "AutoencoderKL")
+        dtype = getattr(torch, self.dtype)
+        network = _filled(
+            lambda: DiT4SRNetwork(lr_key=self.lr_key, control_scale=self.control_scale, **known),
+            Path(self.transformer_path), dtype,
+        )  # fmt: skip
+        vae = _filled(lambda: AutoencoderKL.from_config(vae_fields), base / "vae", dtype)
+        return DiT4SRBackbone(
+            network, vae, text,
+            guidance_scale=self.guidance_scale, posterior=self.posterior, time_grid=self.time_grid,
+        )  # fmt: skip
+
+    def _text(self, width: int, pooled_width: int) -> TextEmbeddings:
+        if self.text_embeddings == EMPTY:
+            return TextEmbeddings.empty(width, pooled_width)
+        return TextEmbeddings.from_file(self.text_embeddings, width, pooled_width)
+
+
+def _configuration(folder: Path, kind: str) -> dict[str, Any]:
+    """config.json of a part of a diffusers folder, which must be that of class `kind`."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} does not exist; model_name_or_path must be a local folder of Stable Diffusion 3.5 medium in "
+            "diffusers' layout, with transformer/config.json and vae/"
+        )
+    fields = load_json(file)
+    found = fields.get("_class_name") if isinstance(fields, dict) else None
+    if found != kind:
+        raise ValueError(f"{file} describes a {found!r}, expected {kind!r}: it belongs to another model")
+    return fields
+
+
+def _filled(make: Callable[[], Any], path: Path, dtype: torch.dtype) -> Any:
+    """A module made without memory and filled from files that hold exactly its tensors."""
+    with torch.device("meta"):
+        module = make()
+    tensors = load_released(path, expected=module.state_dict())
+    module.load_state_dict({name: value.to(dtype) for name, value in tensors.items()}, assign=True)
+    return module
