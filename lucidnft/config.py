@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator
 
+from lucidnft.backbones.dit4sr import DiT4SRBackboneConfig
 from lucidnft.backbones.tiny import TinyBackboneConfig
 from lucidnft.config_validation import (
     ConfigError,
@@ -41,7 +42,12 @@ from lucidnft.training.settings import (
     SupervisedTrainConfig,
 )
 
-Model = Annotated[TinyBackboneConfig, *one_of(TinyBackboneConfig)]
+Model = Annotated[
+    TinyBackboneConfig | DiT4SRBackboneConfig, *one_of(TinyBackboneConfig, DiT4SRBackboneConfig)
+]
+TrainableBase = Annotated[
+    TinyBackboneConfig, *one_of(TinyBackboneConfig)
+]  # whose own weights are trained and saved
 AnyData = Annotated[
     LrFolderConfig | PairedFolderConfig | HrFolderConfig,
     *one_of(LrFolderConfig, PairedFolderConfig, HrFolderConfig),
@@ -96,7 +102,7 @@ class FlowMatchingConfig(RunConfig):
 
     task: Literal["flow_matching"]
     run_name: str = Field(default="flow_matching", min_length=1)
-    model: Model
+    model: TrainableBase
     data: AnyData
     train: FlowMatchingTrainConfig = FlowMatchingTrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -12,13 +12,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.dit4sr import DiT4SRBackboneConfig
 from lucidnft.backbones.tiny import WEIGHTS_FORMAT, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import latest_checkpoint, load_header, load_tensors
 from lucidnft.policy import Policy, Role
 
 POLICY_FORMAT = "lucidnft.policy.1"
 BASE = "base"
-BACKBONE_CONFIGS = {"tiny": TinyBackboneConfig}  # by the type tag that a policy's header carries
+BackboneConfig = TinyBackboneConfig | DiT4SRBackboneConfig
+BACKBONE_CONFIGS: dict[str, type[BackboneConfig]] = {
+    "tiny": TinyBackboneConfig,
+    "dit4sr": DiT4SRBackboneConfig,
+}  # by the type tag that a policy's header carries
 
 _CHECKPOINT_FILES = ("policy.safetensors", "weights.safetensors")
 
@@ -99,7 +104,7 @@ def _load_adapter(file: Path, header: dict[str, Any], model_name_or_path: str | 
     config = _backbone_config(file, header["backbone"], model_name_or_path)
     seed = (header.get("config") or {}).get("seed", 0)  # matters when the base itself was drawn from the seed
     try:
-        backbone = config.build(seed=seed)
+        backbone: Backbone = config.build(seed=seed)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{file} needs its base weights: {error}; say where they are with model_name_or_path"
@@ -117,7 +122,7 @@ def _load_adapter(file: Path, header: dict[str, Any], model_name_or_path: str | 
 
 def _backbone_config(
     file: Path, section: dict[str, Any], model_name_or_path: str | Path | None
-) -> TinyBackboneConfig:
+) -> BackboneConfig:
     tag = section.get("type")
     if tag not in BACKBONE_CONFIGS:
         known = ", ".join(BACKBONE_CONFIGS)

@@ -173,7 +173,9 @@ def test_another_backbone_is_refused(run_dir):
     path = run_dir / "checkpoint-000002" / "policy.safetensors"
     section = load_header(path)["backbone"]
     rewrite(path, backbone={**section, "type": "lucidflux9"})
-    with pytest.raises(ValueError, match="adapter for backbone 'lucidflux9'; this version knows tiny"):
+    with pytest.raises(
+        ValueError, match="adapter for backbone 'lucidflux9'; this version knows tiny, dit4sr"
+    ):
         load_policy(path)
     rewrite(path, backbone={**section, "lora_rnk": 2})
     with pytest.raises(ValueError, match="cannot read: lora_rnk"):
