@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lucidnft.checkpoint.tensor_files import first_few
+from lucidnft.checkpoint.tensor_files import check_shapes
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -55,35 +55,20 @@ def read_released_file(path: str | Path) -> dict[str, Any]:
     return contents
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Raise a ValueError unless names and shapes are exactly the expected ones; the first few are named.
-
-    source: what the tensors are and where they come from, the start of the message.
-    """
-    missing = [n for n in expected if n not in found]
-    extra = [n for n in found if n not in expected]
-    shaped = [
-        f"{n} is {tuple(found[n].shape)}, not {tuple(value.shape)}"
-        for n, value in expected.items()
-        if n in found and found[n].shape != value.shape
-    ]
-    kinds = (("missing", missing), ("unexpected", extra), ("of another shape", shaped))
-    problems = [f"{len(items)} {kind}: {first_few(items)}" for kind, items in kinds if items]
-    if problems:
-        raise ValueError(
-            f"{source}: {len(expected)} tensors were expected, {len(found)} found; {'; '.join(problems)}; "
-            "these weights belong to another model or configuration"
-        )
-
-
 def load_strictly_(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, *, dtype: torch.dtype | None = None
 ) -> None:
     """Put tensors into a module, which may live on the meta device; they are taken over, not copied.
 
-    dtype: of the loaded floating-point tensors; None keeps the file's.  Raises ValueError as `check_tensors`.
+    source: what the tensors are and where they come from, the start of a message.
+    dtype: of the loaded floating-point tensors; None keeps the file's.
+
+    Raises:
+        ValueError: names or shapes are not exactly the module's; the first few are named.
     """
-    check_tensors(tensors, module.state_dict(), source)
+    check_shapes(
+        f"{source}:", {name: tuple(value.shape) for name, value in tensors.items()}, module.state_dict()
+    )
     converted = {
         name: value.to(dtype) if dtype is not None and value.is_floating_point() else value
         for name, value in tensors.items()

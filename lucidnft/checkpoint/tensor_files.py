@@ -113,8 +113,9 @@ def first_few(items: Iterable[str], shown: int = 3) -> str:
 
 
 def check_shapes(
-    path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor | Sequence[int]]
+    source: Path | str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, Tensor | Sequence[int]]
 ) -> None:
+    """Raise a ValueError unless names and shapes are exactly the expected ones; source starts its message."""
     wanted = {n: tuple(v.shape) if isinstance(v, Tensor) else tuple(v) for n, v in expected.items()}
     missing = [n for n in wanted if n not in found]
     extra = [n for n in found if n not in wanted]
@@ -123,7 +124,7 @@ def check_shapes(
     problems = [f"{len(items)} {kind}: {first_few(items)}" for kind, items in kinds if items]
     if problems:
         raise ValueError(
-            f"{path} does not fit, {len(wanted)} tensors were expected: {'; '.join(problems)}; "
+            f"{source} does not fit, {len(wanted)} tensors were expected: {'; '.join(problems)}; "
             "it belongs to another model or configuration"
         )
 
