@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError, field_validator
 
-from lucidnft.backbones.dit4sr import DiT4SRBackboneConfig
+from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
+from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.tiny import TinyBackboneConfig
 from lucidnft.config_validation import (
     ConfigError,
@@ -43,7 +44,8 @@ from lucidnft.training.settings import (
 )
 
 Model = Annotated[
-    TinyBackboneConfig | DiT4SRBackboneConfig, *one_of(TinyBackboneConfig, DiT4SRBackboneConfig)
+    TinyBackboneConfig | LucidFluxBackboneConfig | DiT4SRBackboneConfig,
+    *one_of(TinyBackboneConfig, LucidFluxBackboneConfig, DiT4SRBackboneConfig),
 ]
 TrainableBase = Annotated[
     TinyBackboneConfig, *one_of(TinyBackboneConfig)

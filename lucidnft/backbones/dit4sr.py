@@ -10,31 +10,23 @@ a uniform one, while diffusers' scheduler shifts its end too and so spends its l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from pydantic import Field
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.autoencoder import Autoencoder, Posterior
 from lucidnft.backbones.base import LatentSpec
-from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
-from lucidnft.checkpoint import load_json
-from lucidnft.checkpoint.fingerprint import fingerprint
-from lucidnft.checkpoint.released_files import load_released
+from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture
+from lucidnft.backbones.dit4sr_network import DiT4SRNetwork, LRKey
+from lucidnft.backbones.dit4sr_text import TextEmbeddings
+from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.flow.conversions import expand_time
 from lucidnft.flow.guidance import VelocityFunction, classifier_free_guidance
 from lucidnft.flow.schedules import shift_time, shifted_time_grid, uniform_time_grid
 from lucidnft.images import resize
 from lucidnft.records import Condition
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    from lucidnft.backbones.dit4sr_network import DiT4SRNetwork
 
 TimeGrid = Literal["sd3", "scheduler", "uniform"]
 
@@ -86,7 +78,31 @@ class DiT4SRBackbone:
         self.latent_spec = LatentSpec(channels, downscale, downscale * network.config["patch_size"])
         weights = {f"transformer.{name}": value for name, value in network.state_dict().items()}
         weights.update({f"vae.{name}": value for name, value in vae.state_dict().items()})
-        self.fingerprint = fingerprint(weights)
+        self.fingerprint = sampled_fingerprint(weights)
+
+    @classmethod
+    def initialise(
+        cls,
+        architecture: DiT4SRArchitecture,
+        *,
+        lr_key: LRKey,
+        control_scale: float = 1.2,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> DiT4SRBackbone:
+        """Random weights and random prompts drawn from `seed`.  options: as the constructor's."""
+        sizes = architecture.transformer
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = DiT4SRNetwork(lr_key=lr_key, control_scale=control_scale, **sizes.model_dump())
+            vae = build_autoencoder(architecture)
+            texts = torch.randn(2, architecture.num_text_tokens, sizes.joint_attention_dim)
+            pooled = torch.randn(2, sizes.pooled_projection_dim)
+        for part in (network, vae):
+            if dtype != torch.float32:  # diffusers warns of every cast
+                nn.Module.to(part, dtype)
+        return cls(network, vae, TextEmbeddings(texts[0], pooled[0], texts[1], pooled[1]), **options)
 
     @property
     def module(self) -> nn.Module:
@@ -212,78 +228,14 @@ class DiT4SRBackbone:
             )
 
 
-class DiT4SRBackboneConfig(LoraSettings):
-    """`model:` section of a run with DiT4SR."""
-
-    type: Literal["dit4sr"] = "dit4sr"
-    model_name_or_path: (
-        str  # local folder of Stable Diffusion 3.5 medium: transformer/config.json and vae/ are read
+def build_autoencoder(architecture: DiT4SRArchitecture) -> AutoencoderKL:
+    """SD3's autoencoder on the current default device, with torch's random weights."""
+    sizes = architecture.vae.model_dump()
+    levels = len(sizes["block_out_channels"])
+    return AutoencoderKL(
+        **sizes,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
     )
-    transformer_path: str  # DiT4SR's own weights: a .safetensors file, or the folder with it
-    lr_key: Literal[
-        "noise", "lr"
-    ]  # the version of those weights: lr for dit4sr_r1, noise for dit4sr_q and dit4sr_f
-    control_scale: float = 1.2  # of the convolution from LR to noise tokens; 1.0 as in the published training
-    text_embeddings: str = EMPTY  # a .safetensors file of encode_prompt's tensors, or "empty"
-    guidance_scale: float = Field(
-        default=1.0, ge=0
-    )  # 1.0 is off; else a second pass, in rollouts and training alike
-    posterior: Posterior = "sample"
-    time_grid: TimeGrid = "sd3"
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"  # of the frozen weights
-
-    def build(self, *, seed: int = 0) -> DiT4SRBackbone:
-        """The backbone on the CPU.  `seed` is not read: nothing in it is drawn.
-
-        Raises:
-            FileNotFoundError: a folder or file is missing.
-            ValueError: a configuration of another model, or weights that are not exactly the expected ones.
-        """
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        from lucidnft.backbones.dit4sr_network import SD35_MEDIUM, DiT4SRNetwork
-
-        base = Path(self.model_name_or_path)
-        fields = _configuration(base / "transformer", "SD3Transformer2DModel")
-        known = {name: fields[name] for name in SD35_MEDIUM if name in fields}
-        text = self._text(known.get("joint_attention_dim", 4096), known.get("pooled_projection_dim", 2048))
-        vae_fields = _configuration(base / "vae", "AutoencoderKL")
-        dtype = getattr(torch, self.dtype)
-        network = _filled(
-            lambda: DiT4SRNetwork(lr_key=self.lr_key, control_scale=self.control_scale, **known),
-            Path(self.transformer_path), dtype,
-        )  # fmt: skip
-        vae = _filled(lambda: AutoencoderKL.from_config(vae_fields), base / "vae", dtype)
-        return DiT4SRBackbone(
-            network, vae, text,
-            guidance_scale=self.guidance_scale, posterior=self.posterior, time_grid=self.time_grid,
-        )  # fmt: skip
-
-    def _text(self, width: int, pooled_width: int) -> TextEmbeddings:
-        if self.text_embeddings == EMPTY:
-            return TextEmbeddings.empty(width, pooled_width)
-        return TextEmbeddings.from_file(self.text_embeddings, width, pooled_width)
-
-
-def _configuration(folder: Path, kind: str) -> dict[str, Any]:
-    """config.json of a part of a diffusers folder, which must be that of class `kind`."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} does not exist; model_name_or_path must be a local folder of Stable Diffusion 3.5 medium in "
-            "diffusers' layout, with transformer/config.json and vae/"
-        )
-    fields = load_json(file)
-    found = fields.get("_class_name") if isinstance(fields, dict) else None
-    if found != kind:
-        raise ValueError(f"{file} describes a {found!r}, expected {kind!r}: it belongs to another model")
-    return fields
-
-
-def _filled(make: Callable[[], Any], path: Path, dtype: torch.dtype) -> Any:
-    """A module made without memory and filled from files that hold exactly its tensors."""
-    with torch.device("meta"):
-        module = make()
-    tensors = load_released(path, expected=module.state_dict())
-    module.load_state_dict({name: value.to(dtype) for name, value in tensors.items()}, assign=True)
-    return module

@@ -32,23 +32,6 @@ from torch.nn import functional as F
 
 LRKey = Literal["noise", "lr"]
 
-SD35_MEDIUM: Mapping[str, Any] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "out_channels": 16,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
-"""The configuration of the released weights, that of Stable Diffusion 3.5 medium."""
-
 
 class ControlAttnProcessor(JointAttnProcessor2_0):
     """Attention over [noise; LR] and text tokens.  Without a grid it is diffusers' own, over noise and text."""

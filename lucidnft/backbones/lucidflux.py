@@ -25,7 +25,7 @@ from lucidnft.backbones.lucidflux_weights import (
     read_lucidflux_file,
     read_prompt_embeddings,
 )
-from lucidnft.checkpoint.fingerprint import fingerprint
+from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.flow.schedules import resolution_shifted_time_grid, shifted_time_grid
 from lucidnft.images import resize
 from lucidnft.records import Condition
@@ -34,8 +34,6 @@ TimeGrid = Literal["release", "flux"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The linear layers of an attention: of image tokens, and with "add" of text tokens (double blocks only)."""
-
-_SAMPLED_VALUES = 4096
 
 
 class LucidFluxBackbone:
@@ -280,17 +278,3 @@ def attention_modules(network: LucidFluxNetwork) -> tuple[str, ...]:
         for name, _ in network.named_modules()
         if name.rpartition(".attn.")[2] in ATTENTION and name not in unused
     )
-
-
-def sampled_fingerprint(tensors: dict[str, Tensor]) -> str:
-    """A hash over names, shapes and evenly spaced values of each tensor, the same in float32 and in bfloat16.
-
-    Reading all of 12 billion values would take minutes.  Training moves nearly every value, so a few tell two sets
-    of weights apart.
-    """
-    samples = {}
-    for name, value in tensors.items():
-        stride = max(1, value.numel() // _SAMPLED_VALUES)
-        sample = value.detach().flatten()[::stride]
-        samples[f"{name} {tuple(value.shape)}"] = sample.to(torch.bfloat16).cpu()
-    return fingerprint(samples)

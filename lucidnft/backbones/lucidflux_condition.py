@@ -21,7 +21,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from lucidnft.backbones.flux_keys import diffusers_to_flux, flux_to_diffusers
-from lucidnft.backbones.released_weights import load_strictly_
+from lucidnft.checkpoint.released_files import load_strictly_
 
 PARTS = ("condition_lq", "condition_ldr", "modulation_lq", "modulation_ldr")
 """The conditioner's dictionaries of tensors in the released file."""

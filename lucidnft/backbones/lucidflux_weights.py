@@ -16,8 +16,8 @@ from lucidnft.backbones.lucidflux_architecture import LucidFluxArchitecture, Swi
 from lucidnft.backbones.lucidflux_condition import PARTS, DualBranchConditioner
 from lucidnft.backbones.lucidflux_encoders import LucidFluxEncoders, PromptEmbeddings
 from lucidnft.backbones.lucidflux_network import LucidFluxNetwork
-from lucidnft.backbones.released_weights import load_strictly_, read_released_file
 from lucidnft.backbones.swinir import SwinIR
+from lucidnft.checkpoint.released_files import load_strictly_, read_released_file
 from lucidnft.checkpoint.tensor_files import first_few
 
 RELEASED_PARTS = (*PARTS, "connector")

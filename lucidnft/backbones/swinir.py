@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lucidnft.backbones.released_weights import load_strictly_
+from lucidnft.checkpoint.released_files import load_strictly_
 
 CHANNEL_MEANS = (0.4488, 0.4371, 0.4040)
 _DERIVED = ("relative_position_index", "attn_mask")

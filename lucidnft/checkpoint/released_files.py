@@ -1,14 +1,76 @@
-"""Safetensors files that others wrote: no header of ours, sometimes in several pieces."""
+"""Weight files that others released: read without executing anything, loaded with every key accounted for."""
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lucidnft.checkpoint.tensor_files import check_shapes, first_few, load_json, opened
+
+_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def read_released_file(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a .safetensors file, or in a .pth, .pt, .ckpt or .bin file (read weights-only).
+
+    Tensors are on the CPU.  A pickled file may hold dictionaries of tensors inside dictionaries.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another kind of file, damaged, holding more than tensors, or not a dictionary.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_released(path)
+    if not path.is_file():
+        what = "is a folder, expected a weight file" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"weight file {path} {what}")
+    if path.suffix not in _PICKLED:
+        raise ValueError(
+            f"{path}: weights are read from .safetensors, {', '.join(_PICKLED)} files, not {path.suffix!r}"
+        )
+    try:
+        # the older format of torch.save cannot be mapped
+        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # torch's own lines advise to execute what is in the file
+        lines = [line.strip() for line in str(error).splitlines() if "weights_only" not in line]
+        telling = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
+        reason = next(iter(telling + lines), type(error).__name__)
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as weights: {reason}; it is damaged, cut short, "
+            "or holds objects other than tensors, which are never executed"
+        ) from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} holds a {type(contents).__name__}, expected a dictionary of tensors")
+    return contents
+
+
+def load_strictly_(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, *, dtype: torch.dtype | None = None
+) -> None:
+    """Put tensors into a module, which may live on the meta device; they are taken over, not copied.
+
+    source: what the tensors are and where they come from, the start of a message.
+    dtype: of the loaded floating-point tensors; None keeps the file's.
+
+    Raises:
+        ValueError: names or shapes are not exactly the module's; the first few are named.
+    """
+    check_shapes(
+        f"{source}:", {name: tuple(value.shape) for name, value in tensors.items()}, module.state_dict()
+    )
+    converted = {
+        name: value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
+    module.load_state_dict(converted, assign=True)
 
 
 def load_released(

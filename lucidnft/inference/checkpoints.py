@@ -12,16 +12,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from lucidnft.backbones.base import Backbone
-from lucidnft.backbones.dit4sr import DiT4SRBackboneConfig
+from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
+from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.tiny import WEIGHTS_FORMAT, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import latest_checkpoint, load_header, load_tensors
 from lucidnft.policy import Policy, Role
 
 POLICY_FORMAT = "lucidnft.policy.1"
 BASE = "base"
-BackboneConfig = TinyBackboneConfig | DiT4SRBackboneConfig
+BackboneConfig = TinyBackboneConfig | LucidFluxBackboneConfig | DiT4SRBackboneConfig
 BACKBONE_CONFIGS: dict[str, type[BackboneConfig]] = {
     "tiny": TinyBackboneConfig,
+    "lucidflux": LucidFluxBackboneConfig,
     "dit4sr": DiT4SRBackboneConfig,
 }  # by the type tag that a policy's header carries
 

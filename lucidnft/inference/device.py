@@ -32,5 +32,5 @@ def choose_device(name: str, *, setting: str = "--device ") -> torch.device:
 def move_to(policy_or_backbone: Policy | Backbone, device: torch.device) -> Policy | Backbone:
     """Move the weights, base and adapters; returns the same object."""
     backbone = policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
-    backbone.module.to(device)
+    backbone.to(device)
     return policy_or_backbone

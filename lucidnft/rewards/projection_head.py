@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidnft.checkpoint import save_tensors
+from lucidnft.checkpoint.released_files import read_released_file
 from lucidnft.rewards.weights import load_weights_, read_header, weight_file
 
 HEAD_TYPE = "consistency_head"
@@ -56,13 +55,10 @@ def load_head(path: str | Path) -> ProjectionHead:
         head = ProjectionHead(int(header["dimension"]), normalise_input=bool(header["normalise_input"]))
         load_weights_(head, path)
         return head
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a file of weights alone: {str(error).splitlines()[0]}") from error
-    shapes = {n: tuple(v.shape) for n, v in tensors.items()} if isinstance(tensors, dict) else type(tensors)
-    weight = tensors.get("0.weight") if isinstance(tensors, dict) else None
-    width = 0 if weight is None else weight.shape[0]
+    tensors = read_released_file(path)
+    shapes = {n: tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__ for n, v in tensors.items()}
+    weight = tensors.get("0.weight")
+    width = weight.shape[0] if isinstance(weight, Tensor) else 0
     square, line = (width, width), (width,)
     if shapes != {"0.weight": square, "0.bias": line, "2.weight": square, "2.bias": line}:
         raise ValueError(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lucidnft.backbones.dit4sr_network import SD35_MEDIUM, DiT4SRNetwork
+from lucidnft.backbones.dit4sr_architecture import SD3Sizes
+from lucidnft.backbones.dit4sr_network import DiT4SRNetwork
 
 FIXTURE = Path(__file__).with_name("dit4sr_names.json")
 
@@ -15,7 +16,7 @@ FIXTURE = Path(__file__).with_name("dit4sr_names.json")
 def full_size_names() -> dict[str, list[int]]:
     """{name: shape}, from a network without memory."""
     with torch.device("meta"):
-        network = DiT4SRNetwork(lr_key="lr", **SD35_MEDIUM)
+        network = DiT4SRNetwork(lr_key="lr", **SD3Sizes().model_dump())
     return {name: list(value.shape) for name, value in sorted(network.state_dict().items())}
 
 

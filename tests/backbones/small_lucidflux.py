@@ -7,6 +7,7 @@ from lucidnft.backbones.lucidflux_architecture import (
     SwinIRSizes,
     VaeSizes,
 )
+from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from tests.backbones.random_tensors import randomise_
 
 SMALL = LucidFluxArchitecture(
@@ -35,7 +36,7 @@ SMALL = LucidFluxArchitecture(
 
 def small_lucidflux(**options):
     """Its backbone, with random weights that are nowhere zero."""
-    from lucidnft.backbones.lucidflux import LucidFluxBackbone, sampled_fingerprint
+    from lucidnft.backbones.lucidflux import LucidFluxBackbone
 
     backbone = LucidFluxBackbone.initialise(SMALL, **options)
     randomise_(backbone.network)

@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from lucidnft.backbones.dit4sr import DiT4SRBackbone, DiT4SRBackboneConfig
+from lucidnft.backbones.dit4sr import DiT4SRBackbone
+from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
 from tests.small_dit4sr import draws, save_small_dit4sr, small_dit4sr, small_network, small_text, small_vae
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from lucidnft.backbones.adapters import LoraSettings, use_adapter
 from lucidnft.backbones.base import Backbone
-from lucidnft.backbones.lucidflux import LucidFluxBackbone, release_shift, sampled_fingerprint
+from lucidnft.backbones.lucidflux import LucidFluxBackbone, release_shift
 from lucidnft.backbones.lucidflux_encoders import PromptEmbeddings
+from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.flow.conversions import interpolate
 from lucidnft.images import resize
 from lucidnft.policy import Policy, Role

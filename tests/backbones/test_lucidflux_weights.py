@@ -14,7 +14,7 @@ from lucidnft.backbones.lucidflux_weights import (
     read_prompt_embeddings,
     read_swinir_file,
 )
-from lucidnft.backbones.released_weights import read_released_file
+from lucidnft.checkpoint.released_files import read_released_file
 from tests.backbones.random_tensors import draws, uniforms
 from tests.backbones.small_lucidflux import SMALL, small_lucidflux
 
@@ -184,7 +184,7 @@ def test_nothing_is_executed_and_other_files_are_named(tmp_path, capsys):
         read_released_file(tmp_path / "bad.ckpt")
     assert "executed" not in capsys.readouterr().out
     (tmp_path / "cut.safetensors").write_bytes(b"12345678901")
-    with pytest.raises(ValueError, match=r"cut\.safetensors \(11 bytes\) cannot be read"):
+    with pytest.raises(ValueError, match=r"cut\.safetensors \(11 bytes\) is not a readable"):
         read_released_file(tmp_path / "cut.safetensors")
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(ValueError, match=r"not '\.txt'"):

@@ -174,7 +174,7 @@ def test_another_backbone_is_refused(run_dir):
     section = load_header(path)["backbone"]
     rewrite(path, backbone={**section, "type": "lucidflux9"})
     with pytest.raises(
-        ValueError, match="adapter for backbone 'lucidflux9'; this version knows tiny, dit4sr"
+        ValueError, match="adapter for backbone 'lucidflux9'; this version knows tiny, lucidflux, dit4sr"
     ):
         load_policy(path)
     rewrite(path, backbone={**section, "lora_rnk": 2})
