@@ -6,7 +6,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig
 
 from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.lucidflux_weights import (
@@ -16,7 +15,12 @@ from lucidnft.backbones.lucidflux_weights import (
 )
 from lucidnft.checkpoint.released_files import read_released_file
 from tests.backbones.random_tensors import draws, uniforms
-from tests.backbones.small_lucidflux import SMALL, small_lucidflux
+from tests.backbones.small_lucidflux import (
+    SMALL,
+    save_small_lucidflux,
+    small_lucidflux,
+    small_lucidflux_files,
+)
 
 T = torch.tensor([0.83, 0.31])
 
@@ -28,36 +32,13 @@ def original():
 
 @pytest.fixture
 def files(original, tmp_path):
-    """A folder as a user has it after downloading."""
-    encoders = original.encoders
-    original.network.transformer.save_pretrained(tmp_path / "flux" / "transformer")
-    encoders.vae.save_pretrained(tmp_path / "flux" / "vae")
-    # both sides of SigLIP, as released
-    sizes = SiglipVisionConfig(**SMALL.siglip.model_dump())
-    text = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        siglip = SiglipModel(
-            SiglipConfig(text_config={**text, "vocab_size": 9}, vision_config=sizes.to_dict())
-        )
-    siglip.vision_model.load_state_dict(encoders.siglip.state_dict(), strict=False)
-    siglip.save_pretrained(tmp_path / "siglip")
-    parts = {**original.network.conditioner.released_state(), "connector": encoders.connector.state_dict()}
-    torch.save({part: dict(tensors) for part, tensors in parts.items()}, tmp_path / "lucidflux.pth")
-    swinir = {f"module.{name}": value for name, value in encoders.swinir.state_dict().items()}
-    torch.save({"state_dict": swinir}, tmp_path / "swinir.ckpt")
-    prompt = {"txt": original.prompt.text, "vec": original.prompt.pooled}
-    torch.save(prompt, tmp_path / "prompt.pt")
+    save_small_lucidflux(tmp_path, original)
     return tmp_path
 
 
 def config_of(files, **changes):
     named = {
-        "model_name_or_path": str(files / "flux"),
-        "siglip_name_or_path": str(files / "siglip"),
-        "lucidflux_weights": str(files / "lucidflux.pth"),
-        "swinir_weights": str(files / "swinir.ckpt"),
-        "prompt_embeddings": str(files / "prompt.pt"),
-        "dtype": "float32",
+        **small_lucidflux_files(files),
         "architecture": SMALL,
     }
     return LucidFluxBackboneConfig(**{**named, **changes})
