@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lucidnft.rewards.base import Reward, RewardCard, RewardSuite
     from lucidnft.rewards.clip import ClipSimilarity, ClipText
     from lucidnft.rewards.consistency import LucidConsistency
+    from lucidnft.rewards.external import ExternalReward
     from lucidnft.rewards.full_reference import FullReferenceReward
     from lucidnft.rewards.iqa import IQAReward
     from lucidnft.rewards.lr_fidelity import LRFidelity
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ClipSimilarity": "clip",
     "ClipText": "clip",
+    "ExternalReward": "external",
     "FullReferenceReward": "full_reference",
     "IQAReward": "iqa",
     "LRFidelity": "lr_fidelity",
@@ -38,6 +40,7 @@ _HOMES = {
 __all__ = [
     "ClipSimilarity",
     "ClipText",
+    "ExternalReward",
     "FullReferenceReward",
     "IQAReward",
     "LRFidelity",

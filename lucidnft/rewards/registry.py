@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from lucidnft.rewards.base import Reward
 from lucidnft.rewards.clip import ClipSimilarityConfig, ClipTextConfig
 from lucidnft.rewards.consistency import LucidConsistencyConfig
+from lucidnft.rewards.external import ExternalConfig
 from lucidnft.rewards.full_reference import FullReferenceConfig
 from lucidnft.rewards.iqa import IQAConfig, metric_names
 from lucidnft.rewards.lr_fidelity import LRFidelityConfig
@@ -29,6 +30,7 @@ RewardConfig = (
     | LRFidelityConfig
     | LucidConsistencyConfig
     | QualityNetConfig
+    | ExternalConfig
 )
 REWARD_CONFIGS: tuple[type[ConfigModel], ...] = (
     IQAConfig,
@@ -38,6 +40,7 @@ REWARD_CONFIGS: tuple[type[ConfigModel], ...] = (
     LRFidelityConfig,
     LucidConsistencyConfig,
     QualityNetConfig,
+    ExternalConfig,
 )
 
 
