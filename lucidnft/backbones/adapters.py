@@ -40,7 +40,8 @@ def add_adapter(
 ) -> None:
     """Attach a LoRA adapter in place: A random (Kaiming uniform from `seed`), B zero, so it starts as no change.
 
-    The base weights are frozen.  The adapter becomes the active, trainable one.
+    The base weights are frozen.  The adapter becomes the active, trainable one.  Its factors are float32, whatever
+    the base is in.
 
     Raises:
         ValueError: no module matches the targets, or the rank is below 1.
@@ -65,6 +66,8 @@ def add_adapter(
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design
         inject_adapter_in_model(config, network, adapter_name=adapter)
     for name, parameter in adapter_parameters(network, adapter).items():
+        # peft takes the base's dtype; in half precision most of AdamW's steps would be rounded away
+        parameter.data = parameter.data.float()
         with torch.no_grad():
             if ".lora_A." in name:
                 bound = math.sqrt(3.0 / parameter[0].numel())
