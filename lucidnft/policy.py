@@ -1,6 +1,7 @@
 """One backbone seen in three roles: the trained policy, its lagging copy that samples, and the base weights.
 
-Roles differ only in which LoRA adapter is active; there is one set of base weights in memory.
+Roles differ only in which LoRA adapter is active, or in the values of the parameters that are trained without LoRA;
+of everything else there is one set of weights in memory.
 """
 
 from __future__ import annotations
@@ -13,40 +14,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lucidnft.backbones import adapters
+from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.lora import LoraAdapters
+from lucidnft.backbones.trainable import CURRENT, OLD, Trainable
+from lucidnft.backbones.trained_parameters import TrainedParameters
 from lucidnft.records import Condition, ImageBatch
 
 
 class Role(enum.Enum):
-    """CURRENT is trained, OLD is its lagging copy that makes the rollouts, REFERENCE has no adapter."""
+    """CURRENT is trained, OLD is its lagging copy that makes the rollouts, REFERENCE is the base."""
 
-    CURRENT = "current"
-    OLD = "old"
+    CURRENT = CURRENT
+    OLD = OLD
     REFERENCE = None
 
 
 class Policy:
-    """A backbone with two adapters of equal start; calling it gives a velocity."""
+    """A backbone whose current and old role start equal; calling it gives a velocity."""
 
-    def __init__(self, backbone: Backbone, settings: adapters.LoraSettings, *, seed: int) -> None:
+    def __init__(self, backbone: Backbone, settings: LoraSettings, *, seed: int) -> None:
+        """Attach LoRA adapters, or with settings.train_parameters make those parameters the trained ones.
+
+        Raises:
+            ValueError: modules or parameters that the settings name are not there, or cannot be trained.
+        """
         self.backbone = backbone
-        targets = settings.target_modules or backbone.lora_modules
-        for role in (Role.OLD, Role.CURRENT):  # the last one stays active and trainable
-            adapters.add_adapter(backbone.network, role.value, settings, targets, seed=seed)
-        adapters.lerp_adapter_(backbone.network, Role.OLD.value, Role.CURRENT.value, 0.0)
+        self.trainable: Trainable
+        if settings.train_parameters is None:
+            self.trainable = LoraAdapters(backbone, settings, seed=seed)
+        else:
+            self.trainable = TrainedParameters(backbone.network, settings.train_parameters)
         self.old_equals_current = True
         self._folded: Role | None = None
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by name: those of the current adapter."""
-        return adapters.adapter_parameters(self.backbone.network, Role.CURRENT.value)
+        """The trained parameters by name."""
+        return self.trainable.parameters
 
     @property
     def is_reference(self) -> bool:
         """Whether the trained policy still is the reference, exactly: nothing has been learned yet."""
-        return adapters.is_no_change(self.backbone.network, Role.CURRENT.value)
+        return self.trainable.is_no_change
 
     def __call__(
         self, x_t: Tensor, t: Tensor, condition: Condition, role: Role = Role.CURRENT, **options: Any
@@ -60,19 +70,19 @@ class Policy:
             return self.backbone.velocity(x_t, t, condition, **options)
         if role is Role.CURRENT:
             return self.backbone.velocity(x_t, t, condition, **options)
-        with torch.no_grad(), adapters.use_adapter(self.backbone.network, role.value):
+        with torch.no_grad(), self.trainable.use(role.value):
             return self.backbone.velocity(x_t, t, condition, **options)
 
     @contextmanager
     def folded(self, role: Role) -> Iterator[None]:
-        """A region of many passes of one role without gradients, in which its adapter costs nothing.
+        """A region of many passes of one role without gradients, in which a pass costs what the base costs.
 
-        Where the base weights are not float32 it changes nothing.
+        It changes nothing for LoRA on base weights that are not float32.
         """
-        if role is Role.REFERENCE or not adapters.can_fold(self.backbone.network):
+        if role is Role.REFERENCE or not self.trainable.can_fold:
             yield
             return
-        with torch.no_grad(), adapters.folded_adapter(self.backbone.network, role.value):
+        with torch.no_grad(), self.trainable.folded(role.value):
             self._folded = role
             try:
                 yield
@@ -96,20 +106,19 @@ class Policy:
         self.old_equals_current = False
 
     def update_old(self, decay: float) -> None:
-        """old <- decay * old + (1 - decay) * current, on the LoRA factors (as the released DiffusionNFT)."""
-        adapters.lerp_adapter_(self.backbone.network, Role.OLD.value, Role.CURRENT.value, decay)
+        """old <- decay * old + (1 - decay) * current, on the LoRA factors or on the trained parameters."""
+        self.trainable.lerp_old_(decay)
         self.old_equals_current = self.old_equals_current or decay == 0.0
 
     def state(self, role: Role) -> dict[str, Tensor]:
-        """A CPU copy of a role's adapter."""
+        """A CPU copy of a role's adapter or trained parameters."""
         if role is Role.REFERENCE:
             raise ValueError("the reference has no adapter to save")
-        return adapters.adapter_state(self.backbone.network, role.value)
+        return self.trainable.state(role.value)
 
     def load_state_(self, role: Role, state: dict[str, Tensor]) -> None:
-        """Copy a saved adapter into a role.  Raises ValueError when it does not fit."""
+        """Copy a saved adapter or saved parameters into a role.  Raises ValueError when they do not fit."""
         if role is Role.REFERENCE:
             raise ValueError("the reference has no adapter to load")
-        adapters.load_adapter_state_(self.backbone.network, role.value, state)
-        old = adapters.adapter_parameters(self.backbone.network, Role.OLD.value)
-        self.old_equals_current = all(torch.equal(p, old[n]) for n, p in self.parameters.items())
+        self.trainable.load_state_(role.value, state)
+        self.old_equals_current = self.trainable.old_equals_current

@@ -11,21 +11,46 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from lucidnft.backbones.trainable import check_decay
 from lucidnft.rng import generator_for
 from lucidnft.schema import ConfigModel
 
 
 class LoraSettings(ConfigModel):
-    """LoRA fields shared by every `model:` section."""
+    """What of the network is trained: fields shared by every `model:` section."""
 
     lora_rank: int = 16
     lora_alpha: float = 32.0
     target_modules: tuple[str, ...] | None = None  # module names; null takes the backbone's own list
+    # instead of LoRA: patterns of names of parameters that are trained themselves, all others being frozen.
+    # As in a shell: * is any text, dots too.  E.g. ["*control*"] is what DiT4SR's authors trained
+    train_parameters: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _adapters_or_parameters(self) -> Self:
+        if self.train_parameters is None:
+            return self
+        if not self.train_parameters:
+            raise ValueError("train_parameters is empty, so nothing would be trained; null is LoRA")
+        # resolved settings name every field, so a default tells nothing of what was asked for
+        fields = type(self).model_fields
+        unread = [
+            name
+            for name in ("lora_rank", "lora_alpha", "target_modules")
+            if getattr(self, name) != fields[name].default
+        ]
+        if unread:
+            raise ValueError(
+                f"train_parameters trains parameters themselves, without LoRA: remove {', '.join(unread)}, or set "
+                "train_parameters to null"
+            )
+        return self
 
 
 def lora_layers(network: nn.Module) -> dict[str, Any]:
@@ -156,8 +181,7 @@ def can_fold(network: nn.Module) -> bool:
 @torch.no_grad()
 def lerp_adapter_(network: nn.Module, target: str, source: str, decay: float) -> None:
     """target <- decay * target + (1 - decay) * source, factor by factor (A and B, not their product)."""
-    if not 0.0 <= decay <= 1.0:
-        raise ValueError(f"decay is {decay}, expected between 0 (copy) and 1 (keep)")
+    check_decay(decay)
     sources = adapter_parameters(network, source)
     for name, parameter in adapter_parameters(network, target).items():
         if decay == 0.0:

@@ -234,7 +234,8 @@ class LucidFluxBackbone:
                 f"{len(x_t)} latents of {size[0]}x{size[1]} px do not go with a condition of {len(condition)} "
                 f"images of shape {tuple(condition['lq'].shape[1:])}; index it to one row per latent"
             )
-        dtype = self.autocast_dtype or next(self.network.parameters()).dtype
+        # read where a parameter is read, for one that is trained is held in float32 but computed with in this
+        dtype = self.autocast_dtype or self.network.transformer.x_embedder.weight.dtype
         inputs = {name: value.to(dtype) for name, value in condition.fields.items()}
         with self.autocast():
             v: Tensor = self.network(x_t.to(dtype), t.float(), guidance_scale=self.guidance_scale, **inputs)

@@ -115,7 +115,8 @@ def memory_estimate(
     image = 3 * sizes[0] * sizes[1] * 4
     latent_bytes = x_t.numel() * 4
     return {
-        "weights and both adapters": sum(p.numel() * p.element_size() for p in parameters.values()),
+        "weights, trained ones with copy": policy.trainable.kept_bytes
+        + sum(p.numel() * p.element_size() for p in parameters.values()),
         "gradients, optimiser, average": adapter * (4 if train.use_ema else 3),
         "rollouts and decoded images": images * (image + latent_bytes * (1 + num_times)),
         "activations of a backward pass": activations * train.per_device_batch_size * num_times,

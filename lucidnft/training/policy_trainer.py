@@ -28,7 +28,7 @@ from lucidnft.training.optim import apply_update, build_optimizer, learning_rate
 from lucidnft.training.policy_evaluation import PolicyEvaluator
 from lucidnft.training.progress import show_phase
 from lucidnft.training.settings import LogConfig, NFTTrainConfig
-from lucidnft.training.state import load_state_, save_state
+from lucidnft.training.state import load_progress, load_state_, save_state
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class PolicyTrainer:
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint folder, bit for bit as if the run had not stopped."""
-        progress = load_state_(folder, parameters=self.parameters, optimizer=self.optimizer, ema=self.ema)
+        progress = load_progress(folder)
         if progress.get("task") != "nft":
             raise ValueError(f"{folder} is a checkpoint of task {progress.get('task')!r}, this run is 'nft'")
         for role, name in ((Role.CURRENT, "policy"), (Role.OLD, "old_policy")):
@@ -264,6 +264,10 @@ class PolicyTrainer:
                     f"{folder} was trained on base weights {header.get('base_fingerprint')}, this run uses "
                     f"{self.header['base_fingerprint']}; set model.model_name_or_path to those weights"
                 )
-            self.policy.load_state_(role, tensors)
+            try:
+                self.policy.load_state_(role, tensors)
+            except ValueError as error:
+                raise ValueError(f"{folder / name}.safetensors: {error}") from error
+        load_state_(folder, parameters=self.parameters, optimizer=self.optimizer, ema=self.ema)
         self.step, self.num_updates = int(progress["step"]), int(progress["num_updates"])
         self.best = dict(progress["best"])

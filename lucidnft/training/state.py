@@ -57,6 +57,21 @@ def save_state(
     save_json(folder / "state.json", {"format": STATE_FORMAT, **progress})
 
 
+def load_progress(folder: Path) -> dict[str, Any]:
+    """The saved progress of a checkpoint folder.
+
+    Raises:
+        ValueError: the folder is not a complete checkpoint.
+    """
+    check_checkpoint(folder)
+    progress: dict[str, Any] = load_json(folder / "state.json")
+    if progress.get("format") != STATE_FORMAT:
+        raise ValueError(
+            f"{folder / 'state.json'} has format {progress.get('format')!r}, expected {STATE_FORMAT!r}"
+        )
+    return progress
+
+
 def load_state_(
     folder: Path,
     *,
@@ -69,12 +84,7 @@ def load_state_(
     Raises:
         ValueError: the folder is not a complete checkpoint of such a run.
     """
-    check_checkpoint(folder)
-    progress = load_json(folder / "state.json")
-    if progress.get("format") != STATE_FORMAT:
-        raise ValueError(
-            f"{folder / 'state.json'} has format {progress.get('format')!r}, expected {STATE_FORMAT!r}"
-        )
+    progress = load_progress(folder)
     tensors, header = load_tensors(folder / "optimizer.safetensors")
     load_optimizer_(optimizer, parameters.items(), tensors, header)
     if ema is not None:

@@ -1,0 +1,77 @@
+"""LoRA adapters as the trained part of a policy: one that is trained, and its lagging copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from lucidnft.backbones import adapters
+from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.trainable import CURRENT, OLD, is_lora
+
+
+class LoraAdapters:
+    """`lucidnft.backbones.trainable.Trainable` for two LoRA adapters; the base is the network with both off."""
+
+    kept_bytes = 0  # both adapters are part of the network
+
+    def __init__(self, backbone: Backbone, settings: adapters.LoraSettings, *, seed: int) -> None:
+        """Attach both with the same values, drawn from `seed`.  Raises ValueError as `adapters.add_adapter`."""
+        self.network = backbone.network
+        targets = settings.target_modules or backbone.lora_modules
+        for adapter in (OLD, CURRENT):  # the last one stays active and trainable
+            adapters.add_adapter(self.network, adapter, settings, targets, seed=seed)
+        self.lerp_old_(0.0)
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The factors of the current adapter, without its name in theirs."""
+        return adapters.adapter_parameters(self.network, CURRENT)
+
+    @property
+    def is_no_change(self) -> bool:
+        """Whether the current adapter adds nothing, as at its start."""
+        return adapters.is_no_change(self.network, CURRENT)
+
+    @property
+    def old_equals_current(self) -> bool:
+        """Whether both adapters have the same factors."""
+        old = adapters.adapter_parameters(self.network, OLD)
+        return all(torch.equal(p, old[n]) for n, p in self.parameters.items())
+
+    def use(self, role: str | None) -> AbstractContextManager[None]:
+        """Inside, the network runs with this adapter, or with none."""
+        return adapters.use_adapter(self.network, role)
+
+    @property
+    def can_fold(self) -> bool:
+        """Only into weights in float32; others would round to another policy."""
+        return adapters.can_fold(self.network)
+
+    def folded(self, role: str) -> AbstractContextManager[None]:
+        """Inside, the adapter is added into the base weights."""
+        return adapters.folded_adapter(self.network, role)
+
+    def lerp_old_(self, decay: float) -> None:
+        """Interpolate the factors, not their products (as the released DiffusionNFT)."""
+        adapters.lerp_adapter_(self.network, OLD, CURRENT, decay)
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """A CPU copy of an adapter's factors."""
+        return adapters.adapter_state(self.network, role)
+
+    def load_state_(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Copy saved factors into an adapter.
+
+        Raises:
+            ValueError: names or shapes differ, or these are no factors.
+        """
+        if state and not is_lora(state):
+            raise ValueError(
+                f"these are {len(state)} parameters of the network itself, as a run with model.train_parameters "
+                "trains them, and this policy has a LoRA adapter; set model.train_parameters as in that run"
+            )
+        adapters.load_adapter_state_(self.network, role, state)
