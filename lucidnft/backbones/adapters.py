@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -27,7 +27,9 @@ class LoraSettings(ConfigModel):
 
     lora_rank: int = 16
     lora_alpha: float = 32.0
-    target_modules: tuple[str, ...] | None = None  # module names; null takes the backbone's own list
+    # names of modules or of groups of modules; null is all attention (tiny: conv1 and conv2).  The groups are
+    # attention and mlp, and for lucidflux also trunk_attention, trunk_mlp, conditioner_attention, conditioner_mlp
+    target_modules: tuple[str, ...] | None = None
     # instead of LoRA: patterns of names of parameters that are trained themselves, all others being frozen.
     # As in a shell: * is any text, dots too.  E.g. ["*control*"] is what DiT4SR's authors trained
     train_parameters: tuple[str, ...] | None = None
@@ -75,10 +77,7 @@ def add_adapter(
 
     if settings.lora_rank < 1:
         raise ValueError(f"lora_rank is {settings.lora_rank}, expected at least 1")
-    names = [n.rsplit(".", 1)[-1] for n, _ in network.named_modules()]
-    unknown = [
-        t for t in targets if t not in names and not any(n.endswith(t) for n, _ in network.named_modules())
-    ]
+    unknown = unmatched(network, targets)
     if unknown:
         raise ValueError(f"target_modules {unknown} match no module of {type(network).__name__}")
     config = LoraConfig(
@@ -101,6 +100,12 @@ def add_adapter(
             else:
                 parameter.zero_()
     activate(network, adapter)
+
+
+def unmatched(network: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The targets that are neither the path of a module nor the end of one, after a dot."""
+    dotted = [f".{name}" for name, _ in network.named_modules()]
+    return [t for t in targets if not any(name.endswith(f".{t}") for name in dotted)]
 
 
 def activate(network: nn.Module, adapter: str) -> None:

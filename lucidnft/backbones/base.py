@@ -6,6 +6,7 @@ and t = 1 noise; whatever unit the network wants is made inside the backbone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,6 +63,10 @@ class Backbone(Protocol):
     @property
     def lora_modules(self) -> tuple[str, ...]:
         """Names of modules inside `network` that take LoRA by default."""
+
+    @property
+    def lora_groups(self) -> Mapping[str, tuple[str, ...]]:
+        """Names that stand for several modules in the setting target_modules; may be empty."""
 
     @property
     def device(self) -> torch.device:

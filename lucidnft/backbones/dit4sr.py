@@ -21,6 +21,7 @@ from lucidnft.backbones.base import LatentSpec
 from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture
 from lucidnft.backbones.dit4sr_network import DiT4SRNetwork, LRKey
 from lucidnft.backbones.dit4sr_text import TextEmbeddings
+from lucidnft.backbones.lora_groups import dit4sr_groups
 from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.flow.conversions import expand_time
 from lucidnft.flow.guidance import VelocityFunction, classifier_free_guidance
@@ -79,6 +80,8 @@ class DiT4SRBackbone:
         weights = {f"transformer.{name}": value for name, value in network.state_dict().items()}
         weights.update({f"vae.{name}": value for name, value in vae.state_dict().items()})
         self.fingerprint = sampled_fingerprint(weights)
+        self.lora_groups = dit4sr_groups(network)
+        self.lora_modules = self.lora_groups["attention"]
 
     @classmethod
     def initialise(
@@ -108,17 +111,6 @@ class DiT4SRBackbone:
     def module(self) -> nn.Module:
         """The transformer; the VAE is never trained."""
         return self.network
-
-    @property
-    def lora_modules(self) -> tuple[str, ...]:
-        """Attention projections of the noise, LR and text tokens: those that a velocity depends on.
-
-        Left out are the text projections of the second attention, which sees no text, and, where LR keys are
-        made from noise keys, to_k_control.
-        """
-        streams = ("to_q", "to_k", "to_v", "to_out.0", "to_q_control", "to_v_control", "to_out_control")
-        text = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-        return (*streams, *text, *(("to_k_control",) if self.network.lr_key == "lr" else ()))
 
     @property
     def device(self) -> torch.device:

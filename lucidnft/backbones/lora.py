@@ -21,7 +21,7 @@ class LoraAdapters:
     def __init__(self, backbone: Backbone, settings: adapters.LoraSettings, *, seed: int) -> None:
         """Attach both with the same values, drawn from `seed`.  Raises ValueError as `adapters.add_adapter`."""
         self.network = backbone.network
-        targets = settings.target_modules or backbone.lora_modules
+        targets = lora_targets(backbone, settings.target_modules)
         for adapter in (OLD, CURRENT):  # the last one stays active and trainable
             adapters.add_adapter(self.network, adapter, settings, targets, seed=seed)
         self.lerp_old_(0.0)
@@ -75,3 +75,21 @@ class LoraAdapters:
                 "trains them, and this policy has a LoRA adapter; set model.train_parameters as in that run"
             )
         adapters.load_adapter_state_(self.network, role, state)
+
+
+def lora_targets(backbone: Backbone, chosen: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Module names for LoRA: a group's name stands for its modules; None or nothing is the backbone's default.
+
+    Raises:
+        ValueError: a name is neither a group nor a module.
+    """
+    groups = backbone.lora_groups
+    targets = [t for name in chosen or backbone.lora_modules for t in groups.get(name, (name,))]
+    unknown = adapters.unmatched(backbone.network, targets)
+    if unknown:
+        known = f"the groups {', '.join(groups)} and" if groups else "the"
+        raise ValueError(
+            f"target_modules {unknown} match no module of {type(backbone.network).__name__}; backbone "
+            f"'{backbone.name}' takes {known} names of its modules, like {backbone.lora_modules[0]}"
+        )
+    return tuple(dict.fromkeys(targets))

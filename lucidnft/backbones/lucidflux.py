@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lucidnft.backbones.base import LatentSpec
+from lucidnft.backbones.lora_groups import lucidflux_groups
 from lucidnft.backbones.lucidflux_architecture import LucidFluxArchitecture, SwinIRSizes
 from lucidnft.backbones.lucidflux_encoders import LucidFluxEncoders, PromptEmbeddings, check_prompt
 from lucidnft.backbones.lucidflux_network import LucidFluxNetwork
@@ -31,9 +32,6 @@ from lucidnft.images import resize
 from lucidnft.records import Condition
 
 TimeGrid = Literal["release", "flux"]
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The linear layers of an attention: of image tokens, and with "add" of text tokens (double blocks only)."""
 
 
 class LucidFluxBackbone:
@@ -77,7 +75,8 @@ class LucidFluxBackbone:
         # 16 px: the autoencoder shrinks by 8 and FLUX packs 2 x 2 latent cells into a token
         self.latent_spec = LatentSpec(encoders.vae.config.latent_channels, downscale=8, multiple=16)
         self.fingerprint = sampled_fingerprint(network.state_dict())
-        self.lora_modules = attention_modules(network)
+        self.lora_groups = lucidflux_groups(network)
+        self.lora_modules = self.lora_groups["attention"]
 
     @classmethod
     def initialise(
@@ -260,22 +259,3 @@ def release_shift(height: int, width: int) -> float:
     """
     length = (height // 8) * (width // 8) // 16**2
     return math.exp(0.5 + (1.15 - 0.5) * (length - 256) / (4096 - 256))
-
-
-def attention_modules(network: LucidFluxNetwork) -> tuple[str, ...]:
-    """Paths of the linear layers of every attention whose output is used.
-
-    What a branch's last block makes of its text is dropped: nothing depends on the text's queries and output there,
-    and a layer without a gradient is what distributed training takes for a fault.
-    """
-    last = network.conditioner.num_blocks - 1
-    unused = {
-        f"conditioner.{branch}.transformer_blocks.{last}.attn.{layer}"
-        for branch in ("condition_lq", "condition_ldr")
-        for layer in ("add_q_proj", "to_add_out")
-    }
-    return tuple(
-        name
-        for name, _ in network.named_modules()
-        if name.rpartition(".attn.")[2] in ATTENTION and name not in unused
-    )

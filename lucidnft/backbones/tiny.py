@@ -21,6 +21,7 @@ and no fine-tuning can shift colours, however noisy its updates (docs/negative_r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,7 @@ class TinyBackbone:
     default_num_steps = 4
     latent_spec = LatentSpec(channels=3, downscale=1, multiple=8)
     lora_modules: tuple[str, ...] = ("conv1", "conv2")
+    lora_groups: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(
         self,

@@ -178,14 +178,11 @@ def test_gradient_reaches_exactly_the_adapter(lr_key: str, checkpointing: bool) 
         for p in part.parameters()
         if p.grad is not None and bool(p.grad.any())
     }
-    # the last block's result for text is thrown away, and with it what text asks there
-    unused = "transformer_blocks.2.attn.add_q_proj"
-    want = {id(p) for name, p in policy.parameters.items() if not name.startswith(unused)}
-    assert with_gradient == want
-    assert all(p.grad is not None for p in policy.parameters.values())  # none that would stall several ranks
+    assert with_gradient == {id(p) for p in policy.parameters.values()}
     names = {name.split(".lora_")[0] for name in policy.parameters}
     per_block = 7 + (lr_key == "lr")
-    assert len(names) == 5 * per_block + 4 + 4 + 3  # five attentions; text in three, no output in the last
+    # five attentions; text in three, and what it asks for and is answered in the last block is thrown away
+    assert len(names) == 5 * per_block + 4 + 4 + 2
 
 
 def moved_policy(backbone: DiT4SRBackbone) -> Policy:
