@@ -12,9 +12,12 @@ from pydantic import Field, model_validator
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.autoencoder import Posterior
 from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture, SD3Sizes
+from lucidnft.backbones.dit4sr_files import dit4sr_files
 from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
 from lucidnft.checkpoint import load_json
+from lucidnft.checkpoint.places import find_folder
 from lucidnft.checkpoint.released_files import load_released
+from lucidnft.checkpoint.required_files import RequiredFile
 
 if TYPE_CHECKING:
     from lucidnft.backbones.dit4sr import DiT4SRBackbone
@@ -23,12 +26,17 @@ TimeGrid = Literal["sd3", "scheduler", "uniform"]
 
 
 class DiT4SRBackboneConfig(LoraSettings):
-    """`model:` section of a run with DiT4SR."""
+    """`model:` section of a run with DiT4SR.
+
+    Models in diffusers' layout are named by a folder or by a repository, owner/name or owner/name/folder, which is
+    then read from the Hugging Face cache, where lucidnft-download puts it.
+    """
 
     type: Literal["dit4sr"] = "dit4sr"
-    # local folder of Stable Diffusion 3.5 medium: transformer/config.json and vae/ are read; null for random weights
+    # Stable Diffusion 3.5 medium, of which transformer/config.json and vae/ are read; null for random weights
     model_name_or_path: str | None
-    transformer_path: str | None = None  # DiT4SR's own weights: a .safetensors file, or the folder with it
+    # DiT4SR's own weights: a .safetensors file, its folder, or as released acceptee/DiT4SR/dit4sr_q/transformer
+    transformer_path: str | None = None
     lr_key: Literal[
         "noise", "lr"
     ]  # the version of those weights: lr for dit4sr_r1, noise for dit4sr_q and dit4sr_f
@@ -49,6 +57,13 @@ class DiT4SRBackboneConfig(LoraSettings):
                 "model_name_or_path and transformer_path go together: give both, or null for both and random weights"
             )
         return self
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The files that `build` reads; none for random weights."""
+        if self.model_name_or_path is None or self.transformer_path is None:
+            return ()
+        text = None if self.text_embeddings == EMPTY else self.text_embeddings
+        return dit4sr_files(self.model_name_or_path, self.transformer_path, text)
 
     def build(self, *, seed: int = 0) -> DiT4SRBackbone:
         """The backbone on the CPU.  The seed is that of random weights.
@@ -72,14 +87,14 @@ class DiT4SRBackboneConfig(LoraSettings):
                 seed=seed, dtype=dtype, **options,
             )  # fmt: skip
         assert self.transformer_path is not None  # validated
-        base = Path(self.model_name_or_path)
+        base = find_folder(self.model_name_or_path, "model_name_or_path")
         fields = _configuration(base / "transformer", "SD3Transformer2DModel")
         known = {name: fields[name] for name in SD3Sizes.model_fields if name in fields}
         text = self._text(known.get("joint_attention_dim", 4096), known.get("pooled_projection_dim", 2048))
         vae_fields = _configuration(base / "vae", "AutoencoderKL")
         network = _filled(
             lambda: DiT4SRNetwork(lr_key=self.lr_key, control_scale=self.control_scale, **known),
-            Path(self.transformer_path), dtype,
+            find_folder(self.transformer_path, "transformer_path"), dtype,
         )  # fmt: skip
         vae = _filled(lambda: AutoencoderKL.from_config(vae_fields), base / "vae", dtype)
         return DiT4SRBackbone(network, vae, text, **options)
@@ -95,8 +110,8 @@ def _configuration(folder: Path, kind: str) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file} does not exist; model_name_or_path must be a local folder of Stable Diffusion 3.5 medium in "
-            "diffusers' layout, with transformer/config.json and vae/"
+            f"{file} does not exist; model_name_or_path must be a folder or repository of Stable Diffusion 3.5 medium "
+            "in diffusers' layout, with transformer/config.json and vae/"
         )
     fields = load_json(file)
     found = fields.get("_class_name") if isinstance(fields, dict) else None

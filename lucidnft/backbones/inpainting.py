@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.schema import ConfigModel
 
 
@@ -54,6 +55,13 @@ class InpaintingConfig(ConfigModel):
     strength: float = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """A remark: which files a pipeline has is known only to itself."""
+        note = (
+            f"diffusers fetches {self.model_name_or_path} itself when regions are repainted, unless it has it"
+        )
+        return (RequiredFile("a pipeline", None, "model_name_or_path", needed=False, note=note),)
 
     def build(self) -> Inpainter:
         """Load the pipeline.  Raises OSError when it is neither a folder nor reachable."""

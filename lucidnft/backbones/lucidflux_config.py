@@ -8,6 +8,16 @@ from pydantic import Field, model_validator
 
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.lucidflux_architecture import LucidFluxArchitecture
+from lucidnft.backbones.lucidflux_files import (
+    DEFAULT_PROMPT,
+    DEFAULT_SWINIR,
+    DEFAULT_WEIGHTS,
+    FLUX,
+    SIGLIP,
+    lucidflux_files,
+)
+from lucidnft.checkpoint.places import find_folder
+from lucidnft.checkpoint.required_files import RequiredFile
 
 if TYPE_CHECKING:
     from lucidnft.backbones.lucidflux import LucidFluxBackbone
@@ -16,16 +26,18 @@ if TYPE_CHECKING:
 class LucidFluxBackboneConfig(LoraSettings):
     """Where LucidFlux's weights are, and how it is run.
 
-    The defaults of the names are the repositories that the weights were released in.
+    Models in diffusers' or transformers' layout are named by a folder or by a repository, owner/name, which is then
+    read from the Hugging Face cache; single files by a path, relative to the working directory.  The defaults
+    are the released repositories, and weights/lucidflux/ for the files: where lucidnft-download puts them.
     """
 
     type: Literal["lucidflux"] = "lucidflux"
     # folder or repository of FLUX.1-dev in diffusers' layout; null for random weights of `architecture`
-    model_name_or_path: str | None = "black-forest-labs/FLUX.1-dev"
-    siglip_name_or_path: str = "google/siglip2-so400m-patch16-512"
-    lucidflux_weights: str | None = None  # lucidflux.pth: the conditioner and the connector
-    swinir_weights: str | None = None  # the pre-restorer: DiffBIR's general_swinir_v1.ckpt
-    prompt_embeddings: str | None = None  # of the one prompt: T5 (tokens, 4096) and CLIP (768)
+    model_name_or_path: str | None = FLUX.repository
+    siglip_name_or_path: str = SIGLIP.repository
+    lucidflux_weights: str = DEFAULT_WEIGHTS  # the conditioner and the connector
+    swinir_weights: str = DEFAULT_SWINIR  # the pre-restorer, of DiffBIR
+    prompt_embeddings: str = DEFAULT_PROMPT  # of the one prompt: T5 (tokens, 4096) and CLIP (768)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the frozen weights, and of what is computed
     time_grid: Literal["release", "flux"] = "release"  # see LucidFluxBackbone.default_time_grid
     guidance_scale: float = Field(default=4.0, ge=0)  # of FLUX's guidance embedding
@@ -33,12 +45,27 @@ class LucidFluxBackboneConfig(LoraSettings):
     architecture: LucidFluxArchitecture = LucidFluxArchitecture()
 
     @model_validator(mode="after")
-    def _all_files_or_none(self) -> LucidFluxBackboneConfig:
-        files = ("lucidflux_weights", "swinir_weights", "prompt_embeddings")
-        unnamed = [name for name in files if getattr(self, name) is None]
-        if self.model_name_or_path is not None and unnamed:
-            raise ValueError(f"give the paths of {', '.join(unnamed)}, or model_name_or_path: null")
+    def _no_files_for_random_weights(self) -> LucidFluxBackboneConfig:
+        names = ("siglip_name_or_path", "lucidflux_weights", "swinir_weights", "prompt_embeddings")
+        given = [n for n in names if getattr(self, n) != type(self).model_fields[n].default]
+        if self.model_name_or_path is None and given:
+            raise ValueError(
+                f"model_name_or_path: null means random weights, which do not read {', '.join(given)}; remove these, "
+                "or name FLUX.1-dev"
+            )
         return self
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The files that `build` reads; none for random weights."""
+        if self.model_name_or_path is None:
+            return ()
+        return lucidflux_files(
+            self.model_name_or_path,
+            self.siglip_name_or_path,
+            lucidflux_weights=self.lucidflux_weights,
+            swinir_weights=self.swinir_weights,
+            prompt_embeddings=self.prompt_embeddings,
+        )
 
     def build(self, *, seed: int = 0) -> LucidFluxBackbone:
         """The backbone on the CPU.  The seed is that of random weights.
@@ -58,12 +85,11 @@ class LucidFluxBackboneConfig(LoraSettings):
         }
         if self.model_name_or_path is None:
             return LucidFluxBackbone.initialise(self.architecture, seed=seed, dtype=dtype, **options)
-        assert self.lucidflux_weights and self.swinir_weights and self.prompt_embeddings  # validated
         return LucidFluxBackbone.from_pretrained(
-            self.model_name_or_path,
+            str(find_folder(self.model_name_or_path, "model_name_or_path")),
             lucidflux_weights=self.lucidflux_weights,
             swinir_weights=self.swinir_weights,
-            siglip=self.siglip_name_or_path,
+            siglip=str(find_folder(self.siglip_name_or_path, "siglip_name_or_path")),
             prompt_embeddings=self.prompt_embeddings,
             swinir_sizes=self.architecture.swinir,
             dtype=dtype,

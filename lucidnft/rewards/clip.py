@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.rewards.base import Reference, Reward, RewardCard
+from lucidnft.rewards.model_files import clip_files
 from lucidnft.rewards.vision_towers import (
     DEFAULT_MODEL,
     DEFAULT_PRETRAINED,
@@ -125,6 +127,10 @@ class ClipSimilarityConfig(ConfigModel):
     against: Literal["lr", "hr"] = "lr"
     weight: float = 1.0
 
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The weights."""
+        return clip_files(self.model, self.pretrained)
+
     def build(self) -> ClipSimilarity:
         """Load the model and make the reward."""
         return ClipSimilarity(load_clip(self.model, self.pretrained), against=self.against)
@@ -138,6 +144,10 @@ class ClipTextConfig(ConfigModel):
     pretrained: str = DEFAULT_PRETRAINED
     prompt: str | None = None  # null: the prompts that come with the data
     weight: float = 1.0
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The weights."""
+        return clip_files(self.model, self.pretrained)
 
     def build(self) -> ClipText:
         """Load the model and its tokenizer and make the reward."""

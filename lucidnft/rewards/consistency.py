@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidnft.checkpoint import save_tensors
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.config_validation import one_of
 from lucidnft.images import resize
 from lucidnft.rewards.base import Reference, Reward, RewardCard
@@ -30,6 +31,7 @@ from lucidnft.rewards.embedders import (
     TinyEmbedder,
     lr_as_embedded,
 )
+from lucidnft.rewards.model_files import head_files
 from lucidnft.rewards.occlusion import occlusion_map
 from lucidnft.rewards.projection_head import ProjectionHead, load_head
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
@@ -255,6 +257,10 @@ class LucidConsistencyConfig(ConfigModel):
     device: str | None = None  # of embedder and head, such as cuda:1; null is that of the run
     offload: bool = False  # keep them on the CPU while nothing is scored
     lr_cache_bytes: int = Field(default=2**28, ge=0)  # embeddings of LR images that are kept for the run
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The head; the embedder names its own."""
+        return head_files(self.head, tuple(SHIPPED))
 
     def build(self) -> LucidConsistency:
         """Load the weights and make the reward.

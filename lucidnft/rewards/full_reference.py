@@ -14,8 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.rewards.base import Reference, Reward
 from lucidnft.rewards.iqa import IQAReward, required_hr
+from lucidnft.rewards.model_files import pyiqa_files
 from lucidnft.schema import ConfigModel
 
 ColorSpace = Literal["rgb", "ycbcr_y"]
@@ -101,6 +103,10 @@ class FullReferenceConfig(ConfigModel):
     crop_border: int = Field(default=0, ge=0)
     color_space: ColorSpace = "rgb"
     weight: float = 1.0
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The weights of the metric."""
+        return pyiqa_files(self.metric)
 
     def build(self) -> FullReferenceReward:
         """Make the reward."""

@@ -19,7 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.rewards.base import Reference, Reward, RewardCard
+from lucidnft.rewards.model_files import pyiqa_files
 from lucidnft.rng import PreservedGlobalRng
 from lucidnft.schema import ConfigModel
 
@@ -188,6 +190,10 @@ class IQAConfig(ConfigModel):
     type: Literal["iqa"] = "iqa"
     metric: str
     weight: float = 1.0
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The weights of the metric."""
+        return pyiqa_files(self.metric)
 
     def build(self) -> IQAReward:
         """Make the reward."""

@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.images import tensor_to_uint8
+from lucidnft.rewards.model_files import qwen_files
 from lucidnft.schema import ConfigModel
 
 INSTRUCTION = "Represent the user's input."
@@ -183,6 +185,10 @@ class Qwen3VLEmbedderConfig(ConfigModel):
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
     require_embedding_checkpoint: bool = True  # refuse weights that were trained to write text only
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The model and its processor."""
+        return qwen_files(self.model_name_or_path)
 
     def build(self) -> Qwen3VLEmbedder:
         """Load model and processor.

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lucidnft.checkpoint.required_files import RequiredFile
+from lucidnft.rewards.model_files import CLIP_TAG, clip_files, vision_files
 from lucidnft.schema import ConfigModel
 
-DEFAULT_MODEL = "ViT-B-32"
-DEFAULT_PRETRAINED = "laion2b_s34b_b79k"
+DEFAULT_MODEL, DEFAULT_PRETRAINED = CLIP_TAG
 
 
 class VisionTower(ABC):
@@ -173,6 +174,10 @@ class OpenClipEmbedderConfig(ConfigModel):
     model: str = DEFAULT_MODEL
     pretrained: str = DEFAULT_PRETRAINED  # an open_clip tag or a local weight file
 
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The weights."""
+        return clip_files(self.model, self.pretrained)
+
     def build(self) -> OpenClipEmbedder:
         """Load the model.  Raises as `load_clip`."""
         return OpenClipEmbedder(load_clip(self.model, self.pretrained))
@@ -184,6 +189,10 @@ class HfVisionEmbedderConfig(ConfigModel):
     type: Literal["hf_vision"] = "hf_vision"
     model_name_or_path: str = "facebook/dinov2-base"
     dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The model and its image processor."""
+        return vision_files(self.model_name_or_path)
 
     def build(self) -> HfVisionEmbedder:
         """Load model and image processor.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -11,18 +12,21 @@ from torch import Tensor
 
 from lucidnft.backbones.inpainting import InpaintingConfig
 from lucidnft.checkpoint.fingerprint import fingerprint
+from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.config_validation import one_of
 from lucidnft.data.batches import CroppedSource
 from lucidnft.data.degradation import Preset
 from lucidnft.data.sources import HrFolderConfig, PairedFolderConfig
 from lucidnft.losses.consistency import alignment_loss, consistency_loss
 from lucidnft.rewards.consistency import (
+    SHIPPED,
     AnyEmbedder,
     TinyEmbedderConfig,
     load_consistency_network,
     save_consistency_network,
 )
 from lucidnft.rewards.embedders import ImageEmbedder
+from lucidnft.rewards.model_files import head_files
 from lucidnft.rewards.projection_head import ProjectionHead, load_head, save_head
 from lucidnft.schema import ConfigModel
 from lucidnft.training.embedding_cache import EmbeddingCache, embedder_identity, file_identity
@@ -46,6 +50,17 @@ class HeadDataSettings(ConfigModel):
     head: str | None = None  # to start from: a file, or `tiny` for the one that ships; null starts afresh
     cache_folder: str = "runs/embeddings"
     embed_batch_size: int = Field(default=8, ge=1)  # images
+
+    def required_files(self) -> tuple[RequiredFile, ...]:
+        """The head to start from; and the embedder, without which a run starts if its embeddings are cached."""
+        head = head_files(self.head, tuple(SHIPPED))
+        own = None if self.dimension is None else getattr(self.embedder, "required_files", None)
+        note = "read for images that are not in data.cache_folder yet"
+        embedder = [
+            replace(file, setting=f"embedder.{file.setting}", needed=False, note=note)
+            for file in (() if own is None else own())
+        ]
+        return (*head, *embedder)
 
     @property
     def places(self) -> int:

@@ -79,9 +79,15 @@ def test_random_weights_are_built_without_any_file_and_follow_the_seed():
     assert config.build(seed=3).fingerprint != config.build(seed=4).fingerprint
 
 
-def test_files_that_were_not_named_are_listed():
-    with pytest.raises(ValidationError, match="lucidflux_weights, prompt_embeddings, or model_name_or_path"):
-        LucidFluxBackboneConfig(swinir_weights="swinir.ckpt")
+def test_files_that_random_weights_do_not_read_are_refused():
+    with pytest.raises(ValidationError, match="do not read swinir_weights"):
+        LucidFluxBackboneConfig(model_name_or_path=None, swinir_weights="swinir.ckpt")
+
+
+def test_the_release_s_own_prompt_file_is_read(original, files):
+    prompt = {"txt": original.prompt.text, "vec": original.prompt.pooled, "prompt": "restore it"}
+    torch.save(prompt, files / "prompt.pt")
+    assert torch.equal(config_of(files).build().prompt.text, original.prompt.text)
 
 
 @pytest.mark.parametrize("missing", ["connector", "modulation_ldr"])
