@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from lucidnft.checkpoint.required_files import check_files
 from lucidnft.config import FlowMatchingConfig, NFTConfig, RunConfig, dump_config, load_config
 from lucidnft.policy import Policy
 from lucidnft.rewards import RewardSuite
@@ -98,6 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         config = load_config(args.config, args.overrides)
         run_dir = Path(config.output_dir) / config.run_name
+        if not args.dry_run:
+            check_files(config, args.config, args.config, *args.overrides)
         accelerator = build_accelerator(config.train.device)
         if args.dry_run:
             accelerator.print(dump_config(config))

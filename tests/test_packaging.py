@@ -64,6 +64,20 @@ def test_importing_settings_loads_no_heavy_package(module):
     assert loaded_heavy_packages(f"import {module}") == []
 
 
+def test_saying_what_a_run_needs_loads_no_heavy_package():
+    code = (
+        "from lucidnft.config import load_config; from lucidnft.checkpoint.required_files import missing_files; "
+        "missing_files(load_config('configs/tiny/nft.yaml', ['model={type: lucidflux}']))"
+    )
+    assert loaded_heavy_packages(code) == []
+
+
+def test_console_scripts_are_there():
+    for place in PROJECT["project"]["scripts"].values():
+        module, _, function = place.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
 def test_the_import_guard_can_fail():
     assert loaded_heavy_packages("import peft.utils.peft_types as _") != []
 

@@ -16,6 +16,7 @@ from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
 from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.tiny import WEIGHTS_FORMAT, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import latest_checkpoint, load_header, load_tensors
+from lucidnft.checkpoint.required_files import check_files
 from lucidnft.policy import Policy, Role
 
 POLICY_FORMAT = "lucidnft.policy.1"
@@ -69,6 +70,19 @@ def load_policy(path: str | Path, *, model_name_or_path: str | Path | None = Non
     )
 
 
+def stored_backbone(path: str | Path) -> BackboneConfig:
+    """The settings of the base that a policy belongs to; nothing is loaded.  path: as `find_weights`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `find_weights`; or the file is no policy, or of another version.
+    """
+    file = find_weights(path)
+    section = load_header(file).get("backbone")
+    if not isinstance(section, dict):
+        raise ValueError(f"{file} is no policy: its header names no base")
+    return _backbone_config(file, section, None)
+
+
 def find_weights(path: str | Path) -> Path:
     """The file that a path names: itself, or the one in a checkpoint folder or in a run's latest checkpoint.
 
@@ -104,6 +118,7 @@ def _load_adapter(file: Path, header: dict[str, Any], model_name_or_path: str | 
             f"{file} does not say {' and '.join(missing)} in its header; it is damaged or hand-made"
         )
     config = _backbone_config(file, header["backbone"], model_name_or_path)
+    check_files(config, f"{file}: its base", str(file))
     seed = (header.get("config") or {}).get("seed", 0)  # matters when the base itself was drawn from the seed
     try:
         backbone: Backbone = config.build(seed=seed)
