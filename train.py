@@ -18,10 +18,12 @@ from lucidnft.checkpoint.required_files import check_files
 from lucidnft.config import FlowMatchingConfig, NFTConfig, RunConfig, dump_config, load_config
 from lucidnft.policy import Policy
 from lucidnft.rewards import RewardSuite
+from lucidnft.training import dry_run
 from lucidnft.training.device import build_accelerator, prepare_backbone
 from lucidnft.training.flow_matching_task import FlowMatchingTask
 from lucidnft.training.guards import Guards
-from lucidnft.training.plan import check_can_learn, describe_plan, describe_supervised_plan
+from lucidnft.training.nft_plan import load_backbone, planned_backbone, settle_plan
+from lucidnft.training.plan import check_can_learn, describe_supervised_plan
 from lucidnft.training.policy_evaluation import PolicyEvaluator
 from lucidnft.training.policy_trainer import PolicyTrainer
 from lucidnft.training.report import finish_run
@@ -36,33 +38,30 @@ def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> P
     """Everything of a reinforcement run, built and checked."""
     weights = [reward.weight for reward in config.rewards.values()]
     check_can_learn(config.rollout, config.train, weights, num_processes=accelerator.num_processes)
-    backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
-    policy = Policy(backbone, config.model, seed=config.seed)
-    data = config.data.build(config.seed, backbone.upscale or 4)
+    planned = planned_backbone(config, accelerator.device)
+    data = config.data.build(config.seed, planned.upscale or 4)
     suite = RewardSuite({name: reward.build() for name, reward in config.rewards.items()})
-    suite.to(accelerator.device).check_needs(data.train.provides, data.train.name)
+    suite.check_needs(data.train.provides, data.train.name)
     suite.check_places(config.train.advantage_cell)
     guards = Guards()
-    accelerator.print(f"data:\n{data.train.describe()}")
-    accelerator.print(*([guards.missing] if guards.missing else []))
-    accelerator.print(
-        describe_plan(policy, data.train, config.rollout, config.train, accelerator.num_processes)
-    )
+    accelerator.print(f"data:\n{data.train.describe()}", *([guards.missing] if guards.missing else []))
+    rollout = settle_plan(config, planned, data, suite.rewards, accelerator)
+    policy = Policy(load_backbone(config, planned, accelerator), config.model, seed=config.seed)
+    suite.to(accelerator.device)
     evaluator = PolicyEvaluator(
         policy, suite, data.held_out, config.eval,
         guards=guards, run_dir=run_dir, num_grid_images=config.log.num_grid_images,
     )  # fmt: skip
-    trainer = PolicyTrainer(
+    return PolicyTrainer(
         policy, suite, torch.tensor(weights), data.train, data.held_out, evaluator,
-        rollout=config.rollout, train=config.train, log=config.log, run_dir=run_dir,
+        rollout=rollout, train=config.train, log=config.log, run_dir=run_dir,
         accelerator=accelerator, seed=config.seed,
         header={
             "backbone": config.model.model_dump(mode="json"),
-            "base_fingerprint": backbone.fingerprint,
+            "base_fingerprint": policy.backbone.fingerprint,
             "config": config.model_dump(mode="json"),
         },
     )  # fmt: skip
-    return trainer
 
 
 def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerator) -> SupervisedTrainer:
@@ -102,13 +101,17 @@ def main(argv: list[str] | None = None) -> None:
         if not args.dry_run:
             check_files(config, args.config, args.config, *args.overrides)
         accelerator = build_accelerator(config.train.device)
-        if args.dry_run:
+        missing = dry_run.missing_things(config) if args.dry_run else None
+        if missing is not None:
             accelerator.print(dump_config(config))
+            if dry_run.describe_unprepared(config, missing, accelerator):
+                return
         prepare = prepare_nft if isinstance(config, NFTConfig) else prepare_supervised
-        trainer = prepare(config, run_dir, accelerator)
+        trainer = prepare(dry_run.stand_in(config) if missing else config, run_dir, accelerator)
         resume = args.resume_from_checkpoint is not None
         checkpoint = resume_trainer(trainer, args.resume_from_checkpoint) if resume else None
-        if args.dry_run:
+        if missing is not None:
+            accelerator.print(dry_run.summary(missing))
             return
         facts = (dump_config(config), environment(accelerator.device, accelerator.num_processes))
         open_run_folder(run_dir, *facts, accelerator=accelerator, resume=resume, checkpoint=checkpoint)

@@ -69,7 +69,7 @@ class Step:
         return generate_rollout(self.policy, condition, ids, self.config, seed=0, step=0, size=self.size)
 
     def decode(self, rollout: Rollout) -> Tensor:
-        return self.policy.decode(rollout.x_0, chunk_size=self.config.chunk_size)
+        return self.policy.decode(rollout.x_0, chunk_size=self.config.chunks[1])
 
     def reward(self, images: Tensor) -> Tensor:
         return self.suite.score(images, self.batch).stacked

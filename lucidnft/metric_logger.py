@@ -30,6 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 PERF_PREFIX = "perf/"
 """Metrics under this prefix are timings: the only ones that may differ between a run and its repetition."""
 
+PHASE_NOTE = "phase: "  # begins the note on an error of memory that says where a step was
 _NAME = re.compile(r"[\w.+\-]+(/[\w.+\-]+)*")
 _GAP = 4  # pixels between the images of a grid
 _CAPTION_HEIGHT = 18  # pixels
@@ -135,8 +136,13 @@ class MetricLogger:
         """Add the seconds the block takes to "perf/<name>_seconds" of the next logged line.
 
         GPU work is asynchronous: without `synchronize` only the time to launch it is seen, with it the
-        device is waited for, which slows the run a little.
+        device is waited for, which slows the run a little.  An error of memory gets the name as a note.
         """
+        with _noting(name), self._timed(name, synchronize):
+            yield
+
+    @contextmanager
+    def _timed(self, name: str, synchronize: bool) -> Iterator[None]:
         if not self.enabled:
             yield
             return
@@ -209,6 +215,15 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; is {run_dir} the folder of a run?")
     return [row for _, _, row in _rows_of(path)]
+
+
+@contextmanager
+def _noting(phase: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(f"{PHASE_NOTE}{phase}")
+        raise
 
 
 def draw_grid(rows: Tensor, captions: Sequence[str]) -> Image.Image:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
+from lucidnft.backbones.base import Backbone
 from lucidnft.flow.schedules import shifted_time_grid
 from lucidnft.flow.solvers import ODE_SOLVERS
 from lucidnft.policy import Policy, Role
@@ -27,7 +28,31 @@ class RolloutConfig(ConfigModel):
     num_inference_steps: int = Field(default=6, ge=1)
     solver: Literal["euler", "heun", "dpm2"] = "euler"
     shift: float | None = Field(default=None, gt=0)  # of the time grid; null takes the backbone's own grid
-    chunk_size: int = Field(default=16, ge=1)  # rollouts solved and decoded at a time
+    chunk_size: int | Literal["auto"] = 16  # rollouts solved at a time; auto: as many as fit in free memory
+    decode_chunk_size: int | Literal["auto"] | None = None  # and decoded; null: as many as are solved
+
+    @field_validator("chunk_size", "decode_chunk_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would report a wrong value once for each of the kinds it could be
+        null = value is None and info.field_name == "decode_chunk_size"
+        if null or value == "auto" or (isinstance(value, int) and value >= 1):
+            return value
+        raise ValueError("expected a number of rollouts, 1 or more, or auto")
+
+    @property
+    def chunks(self) -> tuple[int, int]:
+        """How many rollouts are solved and how many are decoded at a time.
+
+        Raises:
+            ValueError: one of them is auto, for which a run puts a number when it starts.
+        """
+        decode = self.chunk_size if self.decode_chunk_size is None else self.decode_chunk_size
+        if self.chunk_size == "auto" or decode == "auto":
+            raise ValueError(
+                "rollout.chunk_size or rollout.decode_chunk_size is auto; outside of train.py give a number"
+            )
+        return self.chunk_size, decode
 
     @model_validator(mode="before")
     @classmethod
@@ -41,9 +66,14 @@ class RolloutConfig(ConfigModel):
 
 def rollout_time_grid(policy: Policy, config: RolloutConfig, height: int, width: int) -> Tensor:
     """(S + 1,) the grid of the rollouts, which is also the one that trained times come from."""
+    return time_grid_of(policy.backbone, config, height, width)
+
+
+def time_grid_of(backbone: Backbone, config: RolloutConfig, height: int, width: int) -> Tensor:
+    """The same, of a backbone that no policy has taken yet."""
     if config.shift is not None:
         return shifted_time_grid(config.num_inference_steps, config.shift)
-    return policy.backbone.default_time_grid(config.num_inference_steps, height, width)
+    return backbone.default_time_grid(config.num_inference_steps, height, width)
 
 
 @torch.no_grad()
@@ -78,9 +108,10 @@ def generate_rollout(
     time_grid = rollout_time_grid(policy, config, *size)
     solve = ODE_SOLVERS[config.solver]
     solved = []
+    chunk_size, _ = config.chunks
     with policy.folded(Role.OLD):
-        for start in range(0, len(rows), config.chunk_size):
-            part = slice(start, start + config.chunk_size)
+        for start in range(0, len(rows), chunk_size):
+            part = slice(start, start + chunk_size)
             rows_of_part = condition.index(rows[part])
 
             def velocity(x_t: Tensor, t: Tensor, rows_of_part: Condition = rows_of_part) -> Tensor:

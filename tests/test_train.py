@@ -150,6 +150,7 @@ def test_every_shipped_run_file_starts_and_a_dry_run_writes_nothing(tmp_path, co
     printed = capsys.readouterr().out
     assert f"task: {'nft' if config.startswith('nft') else config}" in printed
     assert "batch plan:" in printed and "activations of a backward pass" in printed
+    assert printed.endswith("dry run: nothing is missing, the run can start\n")
     assert ("places of 16 x 16 px" in printed) == config.startswith("nft")
     assert not list(tmp_path.iterdir())
 

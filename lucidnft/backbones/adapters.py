@@ -93,6 +93,8 @@ def add_adapter(
         # peft takes the base's dtype; in half precision most of AdamW's steps would be rounded away
         parameter.data = parameter.data.float()
         with torch.no_grad():
+            if parameter.is_meta:
+                continue  # a skeleton has no values
             if ".lora_A." in name:
                 bound = math.sqrt(3.0 / parameter[0].numel())
                 draw = torch.rand(parameter.shape, generator=generator_for(seed, "lora", name))

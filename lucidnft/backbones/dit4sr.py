@@ -22,6 +22,7 @@ from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture
 from lucidnft.backbones.dit4sr_network import DiT4SRNetwork, LRKey
 from lucidnft.backbones.dit4sr_text import TextEmbeddings
 from lucidnft.backbones.lora_groups import dit4sr_groups
+from lucidnft.backbones.precision import autocast_region
 from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.flow.conversions import expand_time
 from lucidnft.flow.guidance import VelocityFunction, classifier_free_guidance
@@ -92,9 +93,13 @@ class DiT4SRBackbone:
         control_scale: float = 1.2,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        text: TextEmbeddings | None = None,
         **options: Any,
     ) -> DiT4SRBackbone:
-        """Random weights and random prompts drawn from `seed`.  options: as the constructor's."""
+        """Random weights drawn from `seed`, and random prompts unless `text` is given.
+
+        options: as the constructor's.
+        """
         sizes = architecture.transformer
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -105,12 +110,18 @@ class DiT4SRBackbone:
         for part in (network, vae):
             if dtype != torch.float32:  # diffusers warns of every cast
                 nn.Module.to(part, dtype)
-        return cls(network, vae, TextEmbeddings(texts[0], pooled[0], texts[1], pooled[1]), **options)
+        random_text = TextEmbeddings(texts[0], pooled[0], texts[1], pooled[1])
+        return cls(network, vae, random_text if text is None else text, **options)
 
     @property
     def module(self) -> nn.Module:
         """The transformer; the VAE is never trained."""
         return self.network
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Everything with weights, by name."""
+        return {"trunk": self.network, "autoencoder": self.autoencoder.vae}
 
     @property
     def device(self) -> torch.device:
@@ -199,8 +210,7 @@ class DiT4SRBackbone:
         dtype = self.network.pos_embed.proj.weight.dtype
 
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
-            enabled = self.autocast_dtype is not None
-            with torch.autocast(x_t.device.type, dtype=self.autocast_dtype, enabled=enabled):
+            with autocast_region(x_t.device, self.autocast_dtype):
                 v = self.network(
                     x_t.to(dtype),
                     condition["lr_latent"].to(dtype),

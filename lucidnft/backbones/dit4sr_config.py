@@ -14,6 +14,7 @@ from lucidnft.backbones.autoencoder import Posterior
 from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture, SD3Sizes
 from lucidnft.backbones.dit4sr_files import dit4sr_files
 from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
+from lucidnft.backbones.released_sizes import sizes_in
 from lucidnft.checkpoint import load_json
 from lucidnft.checkpoint.places import find_folder
 from lucidnft.checkpoint.released_files import load_released
@@ -77,10 +78,7 @@ class DiT4SRBackboneConfig(LoraSettings):
         from lucidnft.backbones.dit4sr import DiT4SRBackbone
         from lucidnft.backbones.dit4sr_network import DiT4SRNetwork
 
-        dtype = getattr(torch, self.dtype)
-        options: dict[str, Any] = {
-            "guidance_scale": self.guidance_scale, "posterior": self.posterior, "time_grid": self.time_grid,
-        }  # fmt: skip
+        dtype, options = getattr(torch, self.dtype), self._options()
         if self.model_name_or_path is None:
             return DiT4SRBackbone.initialise(
                 self.architecture, lr_key=self.lr_key, control_scale=self.control_scale,
@@ -98,6 +96,40 @@ class DiT4SRBackboneConfig(LoraSettings):
         )  # fmt: skip
         vae = _filled(lambda: AutoencoderKL.from_config(vae_fields), base / "vae", dtype)
         return DiT4SRBackbone(network, vae, text, **options)
+
+    def build_skeleton(self) -> DiT4SRBackbone:
+        """The whole backbone without values, on the meta device: what memory is planned with.  Reads no weights.
+
+        Its sizes are those of `architecture`, or of config.json in the folders that are named, if they are there.
+        The text of a file is taken to be as long as that of `architecture`, with a negative prompt.
+
+        Raises:
+            ValueError: guidance without a negative prompt.
+        """
+        from lucidnft.backbones.dit4sr import DiT4SRBackbone
+
+        sizes = self.architecture
+        if self.model_name_or_path is not None:
+            base = Path(self.model_name_or_path)
+            found = {
+                "transformer": sizes_in(base / "transformer", sizes.transformer),
+                "vae": sizes_in(base / "vae", sizes.vae),
+            }
+            sizes = sizes.model_copy(update=found)
+        with torch.device("meta"):
+            text = None
+            if self.model_name_or_path is not None and self.text_embeddings == EMPTY:
+                widths = (sizes.transformer.joint_attention_dim, sizes.transformer.pooled_projection_dim)
+                text = TextEmbeddings.empty(*widths)
+            return DiT4SRBackbone.initialise(
+                sizes, lr_key=self.lr_key, control_scale=self.control_scale, text=text,
+                dtype=getattr(torch, self.dtype), **self._options(),
+            )  # fmt: skip
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "guidance_scale": self.guidance_scale, "posterior": self.posterior, "time_grid": self.time_grid,
+        }  # fmt: skip
 
     def _text(self, width: int, pooled_width: int) -> TextEmbeddings:
         if self.text_embeddings == EMPTY:

@@ -7,11 +7,12 @@ Departure from the released script: an LR image keeps its aspect ratio and may h
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lucidnft.backbones.base import LatentSpec
 from lucidnft.backbones.lora_groups import lucidflux_groups
@@ -26,6 +27,7 @@ from lucidnft.backbones.lucidflux_weights import (
     read_lucidflux_file,
     read_prompt_embeddings,
 )
+from lucidnft.backbones.precision import autocast_region
 from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.flow.schedules import resolution_shifted_time_grid, shifted_time_grid
 from lucidnft.images import resize
@@ -150,6 +152,18 @@ class LucidFluxBackbone:
         return self.module
 
     @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Everything with weights, by name."""
+        return {
+            "trunk": self.network.transformer,
+            "conditioner": self.network.conditioner,
+            "autoencoder": self.encoders.vae,
+            "pre-restorer": self.encoders.swinir,
+            "SigLIP": self.encoders.siglip,
+            "connector": self.encoders.connector,
+        }
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device
@@ -170,10 +184,9 @@ class LucidFluxBackbone:
             else:
                 part.disable_gradient_checkpointing()
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The autocast region of every call of the network."""
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled)
+        return autocast_region(self.device, self.autocast_dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +17,7 @@ from lucidnft.backbones.lucidflux_files import (
     SIGLIP,
     lucidflux_files,
 )
+from lucidnft.backbones.released_sizes import sizes_in
 from lucidnft.checkpoint.places import find_folder
 from lucidnft.checkpoint.required_files import RequiredFile
 
@@ -77,12 +79,7 @@ class LucidFluxBackboneConfig(LoraSettings):
 
         from lucidnft.backbones.lucidflux import LucidFluxBackbone
 
-        dtype = getattr(torch, self.dtype)
-        options = {
-            "time_grid": self.time_grid,
-            "guidance_scale": self.guidance_scale,
-            "autocast_dtype": None if self.dtype == "float32" else dtype,
-        }
+        dtype, options = getattr(torch, self.dtype), self._options()
         if self.model_name_or_path is None:
             return LucidFluxBackbone.initialise(self.architecture, seed=seed, dtype=dtype, **options)
         return LucidFluxBackbone.from_pretrained(
@@ -95,3 +92,33 @@ class LucidFluxBackboneConfig(LoraSettings):
             dtype=dtype,
             **options,
         )
+
+    def build_skeleton(self) -> LucidFluxBackbone:
+        """The whole backbone without values, on the meta device: what memory is planned with.  Reads no weights.
+
+        Its sizes are those of `architecture`, or of config.json in the folders that are named, if they are there.
+        """
+        import torch
+
+        from lucidnft.backbones.lucidflux import LucidFluxBackbone
+
+        sizes = self.architecture
+        if self.model_name_or_path is not None:
+            flux = Path(self.model_name_or_path)
+            found = {
+                "transformer": sizes_in(flux / "transformer", sizes.transformer),
+                "vae": sizes_in(flux / "vae", sizes.vae),
+                "siglip": sizes_in(self.siglip_name_or_path, sizes.siglip),
+            }
+            sizes = sizes.model_copy(update=found)
+        with torch.device("meta"):
+            return LucidFluxBackbone.initialise(sizes, dtype=getattr(torch, self.dtype), **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        import torch
+
+        return {
+            "time_grid": self.time_grid,
+            "guidance_scale": self.guidance_scale,
+            "autocast_dtype": None if self.dtype == "float32" else getattr(torch, self.dtype),
+        }

@@ -84,7 +84,8 @@ def check_prompt(prompt: PromptEmbeddings, text_width: int, pooled_width: int) -
     """Raise a ValueError unless the embeddings are (1, tokens, text_width) and (1, pooled_width)."""
     found = (tuple(prompt.text.shape), tuple(prompt.pooled.shape))
     fits = prompt.text.ndim == 3 and found == ((1, prompt.text.shape[1], text_width), (1, pooled_width))
-    if not fits or not torch.isfinite(prompt.text).all() or not torch.isfinite(prompt.pooled).all():
+    valued = [part for part in (prompt.text, prompt.pooled) if not part.is_meta]
+    if not fits or not all(bool(torch.isfinite(part).all()) for part in valued):
         raise ValueError(
             f"prompt embeddings are {found[0]} and {found[1]}, expected finite (1, tokens, {text_width}) of T5 and "
             f"(1, {pooled_width}) of CLIP; were they made for another model?"

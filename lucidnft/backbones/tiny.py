@@ -22,16 +22,18 @@ and no fine-tuning can shift colours, however noisy its updates (docs/negative_r
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.base import LatentSpec
+from lucidnft.backbones.precision import autocast_region
 from lucidnft.backbones.tiny_network import TinyArchitecture, TinyNetwork, TinyTrunk
 from lucidnft.checkpoint import load_header, load_tensors, save_tensors
 from lucidnft.checkpoint.fingerprint import fingerprint
@@ -76,6 +78,11 @@ class TinyBackbone:
     def network(self) -> TinyTrunk:
         """What takes adapters: the time-dependent trunk, not the LR encoder."""
         return self.module.trunk
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Everything with weights, by name."""
+        return {"network": self.module}
 
     @classmethod
     def initialise(cls, architecture: TinyArchitecture | None = None, *, seed: int = 0) -> TinyBackbone:
@@ -133,10 +140,9 @@ class TinyBackbone:
         """Recompute activations in the backward pass: less memory, about a third more time."""
         self.network.gradient_checkpointing = enabled
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[Any]:
         """The autocast region of every call of the network."""
-        enabled = self.autocast_dtype is not None
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled)
+        return autocast_region(self.device, self.autocast_dtype)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> x_0 (B, 3, H, W) in [-5, 5]."""
@@ -216,3 +222,13 @@ class TinyBackboneConfig(LoraSettings):
         if self.model_name_or_path is None:
             return TinyBackbone.initialise(self.architecture, seed=seed)
         return TinyBackbone.from_pretrained(self.model_name_or_path)
+
+    def build_skeleton(self) -> TinyBackbone:
+        """The backbone without values, on the meta device: what memory is planned with.
+
+        Its sizes are those of the weights, or of `architecture` if the file is not there.
+        """
+        name = self.model_name_or_path
+        if name in (None, "tiny") or Path(str(name)).exists():
+            return self.build().to("meta")
+        return TinyBackbone.initialise(self.architecture).to("meta")

@@ -53,7 +53,11 @@ class OneFolderSettings(CropSettings):
     degradation: Preset = "light"  # of HR images and bundled photographs; LR folders are used as they are
 
     def _pools(
-        self, images_of: Callable[[FolderScan], ImageSet], pixels_per_lr_pixel: int, bundled: BundledPools
+        self,
+        images_of: Callable[[FolderScan], ImageSet],
+        pixels_per_lr_pixel: int,
+        bundled: BundledPools,
+        section: str,
     ) -> tuple[ImagePool, ImagePool | None]:
         """(training pool, held-out pool if any); images_of makes an image set of a scanned folder."""
 
@@ -64,9 +68,9 @@ class OneFolderSettings(CropSettings):
             where = f"{setting} '{scan.folder}'"
             return ImagePool(images_of(scan), scan.sizes, pixels_per_lr_pixel, where, scan.notes)
 
-        train, held_out = bundled() if self.folder is None else (pool(self.folder, "data.folder"), None)
+        train, held_out = bundled() if self.folder is None else (pool(self.folder, f"{section}.folder"), None)
         if self.val_folder is not None:
-            held_out = pool(self.val_folder, "data.val_folder")
+            held_out = pool(self.val_folder, f"{section}.val_folder")
         return train, held_out
 
 
@@ -75,14 +79,18 @@ class LrFolderConfig(OneFolderSettings):
 
     type: Literal["lr_folder"] = "lr_folder"
 
-    def build(self, seed: int, upscale: int) -> TrainAndHeldOut:
-        """Raises ValueError for missing, empty, unreadable or too small data, naming the folder."""
+    def build(self, seed: int, upscale: int, *, section: str = "data") -> TrainAndHeldOut:
+        """Raises ValueError for missing, empty, unreadable or too small data, naming the folder.
+
+        section: where these settings are in the run file, for messages.
+        """
         cache = DecodedImages(self.cache_bytes)
         degradation = Degradation(self.degradation, upscale)
         train, held_out = self._pools(
             lambda scan: LrImages(scan.paths, scan.names, upscale, cache),
             pixels_per_lr_pixel=1,
             bundled=lambda: bundled_pools(degradation, cache),
+            section=section,
         )
         return train_and_held_out(self.type, self.crop_plan(seed), train, held_out, frozenset({"lr"}))
 
@@ -92,14 +100,18 @@ class HrFolderConfig(OneFolderSettings):
 
     type: Literal["hr_folder"] = "hr_folder"
 
-    def build(self, seed: int, upscale: int) -> TrainAndHeldOut:
-        """Raises ValueError for missing, empty, unreadable or too small data, naming the folder."""
+    def build(self, seed: int, upscale: int, *, section: str = "data") -> TrainAndHeldOut:
+        """Raises ValueError for missing, empty, unreadable or too small data, naming the folder.
+
+        section: where these settings are in the run file, for messages.
+        """
         cache = DecodedImages(self.cache_bytes)
         degradation = Degradation(self.degradation, upscale)
         train, held_out = self._pools(
             lambda scan: DegradedImages(scan.paths, scan.names, degradation, cache),
             pixels_per_lr_pixel=upscale,
             bundled=lambda: bundled_pools(degradation, cache),
+            section=section,
         )
         return train_and_held_out(self.type, self.crop_plan(seed), train, held_out, frozenset({"lr", "hr"}))
 
@@ -128,15 +140,18 @@ class PairedFolderConfig(CropSettings):
                 )
         return self
 
-    def build(self, seed: int, upscale: int) -> TrainAndHeldOut:
-        """Raises ValueError for missing, empty, unreadable, unpaired or too small data, naming the folder."""
+    def build(self, seed: int, upscale: int, *, section: str = "data") -> TrainAndHeldOut:
+        """Raises ValueError for missing, empty, unreadable, unpaired or too small data, naming the folder.
+
+        section: where these settings are in the run file, for messages.
+        """
         cache = DecodedImages(self.cache_bytes)
         if self.lr_folder is None or self.hr_folder is None:
             train, held_out = bundled_pools(Degradation(self.degradation, upscale), cache)
         else:
-            train, held_out = self._pool(self.lr_folder, self.hr_folder, "", upscale, cache), None
+            train, held_out = self._pool(self.lr_folder, self.hr_folder, f"{section}.", upscale, cache), None
         if self.val_lr_folder is not None and self.val_hr_folder is not None:
-            held_out = self._pool(self.val_lr_folder, self.val_hr_folder, "val_", upscale, cache)
+            held_out = self._pool(self.val_lr_folder, self.val_hr_folder, f"{section}.val_", upscale, cache)
         return train_and_held_out(self.type, self.crop_plan(seed), train, held_out, frozenset({"lr", "hr"}))
 
     def _pool(
@@ -145,13 +160,13 @@ class PairedFolderConfig(CropSettings):
         lr, hr = (
             scan_folder(
                 folder,
-                setting=f"data.{prefix}{kind}_folder",
+                setting=f"{prefix}{kind}_folder",
                 recursive=self.recursive,
                 on_unreadable=self.on_unreadable,
             )
             for kind, folder in (("lr", lr_folder), ("hr", hr_folder))
         )
-        where = f"data.{prefix}lr_folder '{lr.folder}'"
+        where = f"{prefix}lr_folder '{lr.folder}'"
         pairs = match_pairs(lr, hr, upscale, where=where)
         images = PairedImages(
             [lr.paths[i] for i, _ in pairs],

@@ -74,7 +74,7 @@ class HeadDataSettings(ConfigModel):
         Raises:
             ValueError: images are missing, unreadable or too small, or the head is of another width.
         """
-        data = self.images.build(seed, self.upscale)
+        data = self.images.build(seed, self.upscale, section="data.images")
         assert isinstance(data.train, CroppedSource)
         if len(data.held_out) < 2:
             raise ValueError(

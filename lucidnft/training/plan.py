@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lucidnft.algorithms.nft import NFT
-from lucidnft.data.batches import ImageSource
-from lucidnft.policy import Policy, Role
-from lucidnft.records import ImageBatch
-from lucidnft.rollout import RolloutConfig, rollout_time_grid
+from lucidnft.rollout import RolloutConfig
+from lucidnft.training.chunk_sizes import ChunkChoice, gib
+from lucidnft.training.memory import RunMemory
 from lucidnft.training.settings import NFTTrainConfig
 from lucidnft.training.supervised_trainer import SupervisedTrainer
 
@@ -51,12 +50,21 @@ def check_can_learn(
 
 
 def batch_plan(
-    time_grid: Tensor, rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
+    time_grid: Tensor,
+    choice: ChunkChoice,
+    train: NFTTrainConfig,
+    output: tuple[int, int],
+    *,
+    num_processes: int,
 ) -> str:
-    """How many images, network calls and optimiser steps one step takes, as lines to print."""
+    """How many images, network calls and optimiser steps one step takes, as lines to print.
+
+    output: (height, width) of the restored images.
+    """
+    rollout = choice.rollout
+    chunk_size, decode_chunk_size = rollout.chunks
     share = rollout.num_groups // num_processes
     images = share * rollout.group_size
-    height, width = batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale
     num_times = NFT(train, seed=0).num_times(time_grid)
     grid = " ".join(f"{t:.3g}" for t in time_grid.tolist())
     per_step = -(-images // train.gradient_steps_per_epoch)
@@ -67,8 +75,11 @@ def batch_plan(
     return "\n".join(
         [
             f"  processes                 {num_processes}",
-            f"  LR images per step        {rollout.num_groups} ({share} per process), {height}x{width} px output",
-            f"  rollouts per LR image     {rollout.group_size}: {images} per process, {rollout.chunk_size} at a time",
+            f"  LR images per step        {rollout.num_groups} ({share} per process), {output[0]}x{output[1]} px "
+            "output",
+            f"  rollouts per LR image     {rollout.group_size}: {images} per process, {chunk_size} solved and "
+            f"{decode_chunk_size} decoded at a time",
+            f"  chunk sizes               {choice.reason}",
             f"  compared in a group       {compared}",
             f"  solver                    {rollout.solver}, {rollout.num_inference_steps} steps: {grid}",
             f"  trained times             {num_times} per rollout ({train.timestep_sampling}, "
@@ -97,50 +108,34 @@ def saved_bytes(module: nn.Module, forward: Callable[[], object]) -> int:
     return sum(saved.values())
 
 
-def memory_estimate(
-    policy: Policy, rollout: RolloutConfig, train: NFTTrainConfig, batch: ImageBatch, *, num_processes: int
-) -> dict[str, int]:
-    """Bytes per part and process, measured where that is cheap: activations from one sample's forward pass."""
-    sizes = (batch.lr.shape[2] * batch.upscale, batch.lr.shape[3] * batch.upscale)
-    latent = policy.backbone.latent_spec.grid(*sizes)
-    one = batch.index([0]).to(policy.backbone.device)
-    condition = policy.encode_condition(one)
-    x_t = torch.zeros((1, *latent), device=policy.backbone.device)
-    t = torch.full((1,), 0.5, device=x_t.device)
-    activations = saved_bytes(policy.backbone.module, lambda: policy(x_t, t, condition, Role.CURRENT))
-    parameters = {id(p): p for p in policy.backbone.module.parameters()}
-    adapter = sum(p.numel() * p.element_size() for p in policy.parameters.values())
-    num_times = NFT(train, seed=0).num_times(rollout_time_grid(policy, rollout, *sizes))
-    images = rollout.num_groups // num_processes * rollout.group_size
-    image = 3 * sizes[0] * sizes[1] * 4
-    latent_bytes = x_t.numel() * 4
-    return {
-        "weights, trained ones with copy": policy.trainable.kept_bytes
-        + sum(p.numel() * p.element_size() for p in parameters.values()),
-        "gradients, optimiser, average": adapter * (4 if train.use_ema else 3),
-        "rollouts and decoded images": images * (image + latent_bytes * (1 + num_times)),
-        "activations of a backward pass": activations * train.per_device_batch_size * num_times,
+def describe_memory(memory: RunMemory, rollout: RolloutConfig, rewards_on_top: Sequence[str]) -> str:
+    """Bytes of every part, the peak of every phase with all that is there besides, and the highest, to print."""
+    chunk_size, decode_chunk_size = rollout.chunks
+    phases = memory.phases(chunk_size, decode_chunk_size)
+    highest = max(phases, key=phases.__getitem__)
+    rows = {
+        **{name: size for name, size in memory.parts.items() if size},
+        "condition of the LR images": memory.kept_condition,
+        "rollouts and decoded images": memory.latents + memory.images,
+        f"solving {chunk_size} rollouts": memory.rollout(chunk_size),
+        f"decoding {decode_chunk_size}": memory.decode(decode_chunk_size),
+        "activations of a backward pass": memory.backward,
     }
+    lines = [f"  {name:<34}{gib(size):>12}" for name, size in rows.items()]
+    lines.append("peak of each phase, with what is there besides:")
+    lines += [f"  {name:<34}{gib(size):>12}" for name, size in phases.items()]
+    on_top = ["libraries, about 1 GiB"]
+    if rewards_on_top:
+        on_top.append(f"rewards whose size is not known: {', '.join(rewards_on_top)}")
+    return "\n".join([*lines, f"highest: {highest}, {gib(phases[highest])}; on top: {'; '.join(on_top)}"])
 
 
 def format_memory(estimate: dict[str, int]) -> str:
-    """The estimate as lines to print; what libraries take for themselves comes on top."""
+    """Parts that are there together as lines to print; what libraries take for themselves comes on top."""
     lines = [f"  {name:<32}{size / 2**20:9.1f} MiB" for name, size in estimate.items()]
     return "\n".join(
         [*lines, f"  {'sum (plus libraries, about 1 GiB)':<32}{sum(estimate.values()) / 2**20:8.1f} MiB"]
     )
-
-
-def describe_plan(
-    policy: Policy, source: ImageSource, rollout: RolloutConfig, train: NFTTrainConfig, num_processes: int
-) -> str:
-    """Batch plan and memory estimate, for the images of the first step."""
-    first = source.batch(0, rollout.num_groups, range(1))
-    sizes = (first.lr.shape[2] * first.upscale, first.lr.shape[3] * first.upscale)
-    time_grid = rollout_time_grid(policy, rollout, *sizes)
-    plan = batch_plan(time_grid, rollout, train, first, num_processes=num_processes)
-    memory = format_memory(memory_estimate(policy, rollout, train, first, num_processes=num_processes))
-    return f"batch plan:\n{plan}\nmemory:\n{memory}"
 
 
 def describe_supervised_plan(trainer: SupervisedTrainer) -> str:

@@ -88,7 +88,7 @@ class PolicyTrainer:
         with phase("rollout"):
             rollout = self.generate(condition, batch, step)
         with phase("decode"):
-            images = self.policy.decode(rollout.x_0, chunk_size=self.rollout.chunk_size)
+            images = self.policy.decode(rollout.x_0, chunk_size=self.rollout.chunks[1])
         with phase("reward"):
             scores = self.gather(self.suite.score(images, batch, cell=self.train.advantage_cell))
         # Of all groups, on every rank: whitening spans the batch, and scores are few numbers to gather.

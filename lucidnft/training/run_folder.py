@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from lucidnft import __version__
 from lucidnft.checkpoint import check_checkpoint, latest_checkpoint, save_json, set_aside_newer, unused_name
+from lucidnft.metric_logger import PHASE_NOTE
 
 ERROR_FILE = "error.txt"
 RECORDS = ("metrics.jsonl", "eval", "images", "tensorboard")  # what a run has written about itself
@@ -111,10 +112,7 @@ def stop_message(error: BaseException, run_dir: Path | None) -> str:
     """What to tell the user when a run ends early; with a run folder, the traceback goes to error.txt in it."""
     lines = [str(error)]
     if isinstance(error, torch.OutOfMemoryError):
-        lines.append(
-            "lower rollout.chunk_size (rollouts), train.per_device_batch_size (training) or eval.batch_size, "
-            "or set train.gradient_checkpointing=true"
-        )
+        lines.append(_memory_advice(error))
     if run_dir is not None:
         with suppress(OSError):  # the disk may be what is full
             (run_dir / ERROR_FILE).write_text("".join(traceback.format_exception(error)))
@@ -123,6 +121,27 @@ def stop_message(error: BaseException, run_dir: Path | None) -> str:
         if latest is not None:
             lines.append(f"last checkpoint: {latest}; continue with --resume_from_checkpoint latest")
     return "\n".join(lines)
+
+
+_LESS_MEMORY = {
+    "condition": "lower rollout.num_groups or data.crop_size",
+    "rollout": "lower rollout.chunk_size or data.crop_size",
+    "decode": "lower rollout.decode_chunk_size or data.crop_size",
+    "reward": "give a large reward a device of its own or offload it, or lower data.crop_size",
+    "optimise": "set train.gradient_checkpointing=true, or lower train.per_device_batch_size, "
+    "train.num_train_timesteps or data.crop_size",
+    "evaluate": "lower eval.batch_size or data.val_crop_size",
+}
+"""What helps where a step of task nft can run out of memory."""
+
+
+def _memory_advice(error: BaseException) -> str:
+    notes = [note for note in getattr(error, "__notes__", ()) if note.startswith(PHASE_NOTE)]
+    phase = notes[0].removeprefix(PHASE_NOTE) if notes else None
+    if phase in _LESS_MEMORY:
+        return f"out of memory in phase {phase}: {_LESS_MEMORY[phase]}"
+    listed = "; ".join(f"{name}: {advice}" for name, advice in _LESS_MEMORY.items())
+    return f"what helps depends on the phase: {listed}"
 
 
 def changed_settings(before: str, after: str) -> list[str]:
