@@ -69,10 +69,10 @@ def prepare_supervised(config: RunConfig, run_dir: Path, accelerator: Accelerato
     if isinstance(config, FlowMatchingConfig):
         backbone = prepare_backbone(config.model.build(seed=config.seed), config.train, accelerator)
         data = config.data.build(config.seed, backbone.upscale or 4)
-        sections = (data.train, data.held_out, config.train, config.eval)
         task = FlowMatchingTask(
-            backbone, *sections, seed=config.seed, num_grid_images=config.log.num_grid_images
-        )
+            backbone, data.train, data.held_out, config.train, config.eval,
+            seed=config.seed, num_grid_images=config.log.num_grid_images,
+        )  # fmt: skip
     else:
         task = config.data.build(config.seed)
     trainer = SupervisedTrainer(
@@ -101,18 +101,15 @@ def main(argv: list[str] | None = None) -> None:
         if not args.dry_run:
             check_files(config, args.config, args.config, *args.overrides)
         accelerator = build_accelerator(config.train.device)
-        missing = dry_run.missing_things(config) if args.dry_run else None
-        if missing is not None:
-            accelerator.print(dump_config(config))
-            if dry_run.describe_unprepared(config, missing, accelerator):
-                return
+        planned = dry_run.begin(config, dump_config(config), accelerator) if args.dry_run else config
+        if planned is None:
+            return
         prepare = prepare_nft if isinstance(config, NFTConfig) else prepare_supervised
-        trainer = prepare(dry_run.stand_in(config) if missing else config, run_dir, accelerator)
+        trainer = prepare(planned, run_dir, accelerator)
         resume = args.resume_from_checkpoint is not None
         checkpoint = resume_trainer(trainer, args.resume_from_checkpoint) if resume else None
-        if missing is not None:
-            accelerator.print(dry_run.summary(missing))
-            return
+        if args.dry_run:
+            return dry_run.end(config, accelerator)
         facts = (dump_config(config), environment(accelerator.device, accelerator.num_processes))
         open_run_folder(run_dir, *facts, accelerator=accelerator, resume=resume, checkpoint=checkpoint)
         started = run_dir

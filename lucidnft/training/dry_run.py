@@ -13,24 +13,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from lucidnft.checkpoint.required_files import describe_required, format_size, missing_files, required_files
 from lucidnft.rewards import RewardSuite
 from lucidnft.schema import ConfigModel
 from lucidnft.training.nft_plan import plan_nft, planned_backbone
 from lucidnft.training.plan import check_can_learn
-
-WEIGHT_FILES = (
-    "model_name_or_path",
-    "siglip_name_or_path",
-    "transformer_path",
-    "lucidflux_weights",
-    "swinir_weights",
-    "prompt_embeddings",
-    "text_embeddings",
-    "head",
-    "weights",
-    "path",
-)
-"""Settings of any section that name a file, a folder or a repository with weights."""
 
 SHIPPED = ("tiny", "empty")
 PACKAGES = {
@@ -49,21 +36,11 @@ def missing_things(config: Any) -> list[str]:
 
 
 def missing_weights(config: Any) -> list[str]:
-    """Files, folders and cached repositories of weights that are not here."""
-    lines = []
-    for path, section in _sections(config):
-        for name in WEIGHT_FILES:
-            value = getattr(section, name, None)
-            if not isinstance(value, str) or value in SHIPPED or Path(value).expanduser().exists():
-                continue
-            if name.endswith("name_or_path") and _is_repository(value):
-                if not _is_cached(value):
-                    lines.append(
-                        f"{path}.{name}: '{value}' is neither a folder here nor in huggingface_hub's cache"
-                    )
-            else:
-                lines.append(f"{path}.{name}: '{value}' does not exist")
-    return lines
+    """Files and cached repositories of weights that are not here, or not whole."""
+    return [
+        f"{file.setting}: {file.file} of {file.source} ({format_size(file.size)}), expected in {file.place}"
+        for file in missing_files(config)
+    ]
 
 
 def missing_folders(config: Any) -> list[str]:
@@ -94,12 +71,18 @@ def summary(missing: list[str]) -> str:
     return f"missing:\n{listed}dry run: {len(missing)} thing(s) missing before this run can start"
 
 
-def describe_unprepared(config: Any, missing: list[str], accelerator: Accelerator) -> bool:
-    """Say all there is to say of a run that cannot be prepared here, or not cheaply; False for any other run.
+def begin(config: Any, resolved: str, accelerator: Accelerator) -> Any | None:
+    """Print the resolved settings, the weight files, and the plan of a run that is not prepared for it.
+
+    Returns the run to prepare for the rest of the plan, with stand-ins for what is missing; None when all is said.
 
     Raises:
         ValueError: settings with which the run would be refused.
     """
+    files = required_files(config)
+    listed = f"weight files:\n{describe_required(files)}" if files else ""
+    accelerator.print(resolved, *([listed] if listed else []), sep="\n")
+    missing = missing_things(config)
     if config.task == "nft" and (missing or not loads_little(config)):
         text = describe_nft(config, accelerator)
     elif needs_its_embedder(config):
@@ -107,9 +90,15 @@ def describe_unprepared(config: Any, missing: list[str], accelerator: Accelerato
             "plan: not known; with data.dimension, the width of the embeddings, no embedder is loaded to ask"
         )
     else:
-        return False
-    accelerator.print(text, summary(missing), sep="\n")
-    return True
+        return stand_in(config) if missing else config
+    accelerator.print(text)
+    end(config, accelerator)
+    return None
+
+
+def end(config: Any, accelerator: Accelerator) -> None:
+    """Print what is missing, the last lines of a dry run."""
+    accelerator.print(summary(missing_things(config)))
 
 
 def needs_its_embedder(config: Any) -> bool:
@@ -215,15 +204,3 @@ def _image_folders(section: ConfigModel) -> Iterator[tuple[str, str]]:
         value = getattr(section, name)
         for folder in (value,) if isinstance(value, str) else value or ():
             yield name, folder
-
-
-def _is_repository(name: str) -> bool:
-    """Whether it looks like owner/name."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def _is_cached(repository: str) -> bool:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "snapshots"
-    return folder.is_dir() and any(folder.iterdir())

@@ -38,7 +38,9 @@ def values(model: str, **sections: Any) -> dict[str, Any]:
         "data": {"type": "lr_folder", "folder": "no/photographs", "crop_size": 256, "val_crop_size": 64},
         "rollout": {"num_groups": 2, "group_size": 12, "chunk_size": "auto"},
         "rewards": {"fidelity": {"type": "lr_fidelity"}},
-        "train": {"gradient_checkpointing": True, "per_device_batch_size": 1, "num_train_timesteps": 1, "device": "cpu"},
+        "train": {
+            "gradient_checkpointing": True, "per_device_batch_size": 1, "num_train_timesteps": 1, "device": "cpu",
+        },
         "eval": {"batch_size": 1, "max_images": 1},
         **sections,
     }  # fmt: skip
@@ -112,8 +114,8 @@ def test_a_chunk_size_is_a_number_or_auto(wrong):
 
 
 def test_a_step_out_of_memory_says_its_phase_and_what_helps(tmp_path):
-    with MetricLogger(tmp_path, enabled=False) as logger:
-        with pytest.raises(torch.OutOfMemoryError) as caught, logger.phase("decode"):
-            raise torch.OutOfMemoryError("CUDA out of memory")
+    logger = MetricLogger(tmp_path, enabled=False)
+    with pytest.raises(torch.OutOfMemoryError) as caught, logger.phase("decode"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
     said = stop_message(caught.value, None)
     assert "phase decode: lower rollout.decode_chunk_size" in said and "per_device_batch_size" not in said
