@@ -225,7 +225,7 @@ def describe_required(files: Sequence[RequiredFile]) -> str:
     lines = ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     remarks = [f"  {f.repository}: {f.accept}" for f in files if f.accept]
     remarks += [f"  {f.setting}: {f.note}" for f in files if f.note]
-    return "\n".join([*lines, *remarks])
+    return "\n".join([*lines, *dict.fromkeys(remarks)])
 
 
 def what_to_do(missing: Sequence[RequiredFile], *arguments: str) -> str:
