@@ -1,4 +1,4 @@
-"""A short name for a set of weights, so that an adapter can refuse another base."""
+"""Short names for values: of a set of weights, so that an adapter can refuse another base, and of an image."""
 
 from __future__ import annotations
 
@@ -39,3 +39,11 @@ def sampled_fingerprint(tensors: Mapping[str, Tensor]) -> str:
         sample = value.detach().flatten()[::stride]
         samples[f"{name} {tuple(value.shape)}"] = sample.to(torch.bfloat16)
     return fingerprint(samples)
+
+
+def tensor_key(image: Tensor, also: object = None) -> str:
+    """A name for the values of a tensor together with something printable."""
+    value = image.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{tuple(value.shape)}|{value.dtype}|{also}|".encode(), digest_size=16)
+    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lucidnft.checkpoint import save_tensors
+from lucidnft.checkpoint.fingerprint import tensor_key
 from lucidnft.checkpoint.required_files import RequiredFile
 from lucidnft.config_validation import one_of
 from lucidnft.images import resize
@@ -35,7 +36,7 @@ from lucidnft.rewards.model_files import head_files
 from lucidnft.rewards.occlusion import occlusion_map
 from lucidnft.rewards.projection_head import ProjectionHead, load_head
 from lucidnft.rewards.qwen3_vl import Qwen3VLEmbedderConfig
-from lucidnft.rewards.tensor_cache import TensorCache, tensor_key
+from lucidnft.rewards.tensor_cache import TensorCache
 from lucidnft.rewards.vision_towers import HfVisionEmbedderConfig, OpenClipEmbedderConfig
 from lucidnft.rewards.weights import half_precision, load_weights_, read_header, weight_file
 from lucidnft.schema import ConfigModel

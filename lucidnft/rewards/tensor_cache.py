@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 
-import torch
 from torch import Tensor
-
-
-def tensor_key(image: Tensor, also: object = None) -> str:
-    """A name for the values of a tensor together with something printable."""
-    value = image.detach().cpu().contiguous()
-    digest = hashlib.blake2b(f"{tuple(value.shape)}|{value.dtype}|{also}|".encode(), digest_size=16)
-    digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 class TensorCache:

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lucidnft.checkpoint.fingerprint import tensor_key
 from lucidnft.records import ImageBatch
 from lucidnft.rewards import LucidConsistency, RewardSuite
 from lucidnft.rewards.consistency import TinyConsistencyNetwork
 from lucidnft.rewards.embedders import EmbedderArchitecture
-from lucidnft.rewards.tensor_cache import TensorCache, tensor_key
+from lucidnft.rewards.tensor_cache import TensorCache
 
 
 def images(count: int, side: int, key: int = 0) -> Tensor:
