@@ -64,11 +64,20 @@ class CroppedSource:
         flip: bool,
         provides: frozenset[str],
         notes: Sequence[str] = (),
+        crops_per_image: int | None = None,
     ) -> None:
-        """buckets: crop side in LR pixels -> image numbers.  provides: what of each example to hand out."""
+        """Say what is cut from where.
+
+        Args:
+            buckets: crop side in LR pixels -> image numbers.
+            provides: what of each example to hand out.
+            crops_per_image: every crop of an image is one of this many, which the seed and the image's name decide;
+                None draws a new one each time.
+        """
         self.name, self.images, self.provides = name, images, provides
         self.buckets = {side: tuple(buckets[side]) for side in sorted(buckets, reverse=True)}
         self.seed, self.flip, self.notes = seed, flip, tuple(notes)
+        self.crops_per_image = crops_per_image
         self._lots = lru_cache(maxsize=2)(self._draw_lots)
 
     def __len__(self) -> int:
@@ -77,7 +86,8 @@ class CroppedSource:
     def describe(self) -> str:
         sizes = ", ".join(f"{len(members)} at {side} px" for side, members in self.buckets.items())
         provides = " and ".join(sorted(self.provides, reverse=True))
-        lines = [f"{self.name}: {len(self)} images ({provides}), crops in LR pixels: {sizes}"]
+        again = "" if self.crops_per_image is None else f", {self.crops_per_image} per image"
+        lines = [f"{self.name}: {len(self)} images ({provides}), crops in LR pixels: {sizes}{again}"]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     def batch(self, step: int, num_groups: int, rows: range) -> ImageBatch:
@@ -108,6 +118,9 @@ class CroppedSource:
 
     def _crop(self, index: int, side: int, group: int) -> Example:
         rng = numpy_generator_for(self.seed, "data/crop", group)
+        if self.crops_per_image is not None:
+            number = int(rng.integers(self.crops_per_image))
+            rng = numpy_generator_for(self.seed, "data/crop_of_image", self.images.names[index], number)
         height, width = self.images.lr_size(index)
         if min(height, width) < side:
             raise ValueError(

@@ -69,6 +69,7 @@ class CropPlan:
     val_fraction: float
     flip: bool
     seed: int
+    crops_per_image: int | None = None  # None: a new crop every time
 
 
 def train_and_held_out(
@@ -112,8 +113,9 @@ def train_and_held_out(
         notes += [f"held out, {note}" for note in (*held_out.notes, *held_out_buckets.notes)]
     notes.append(f"held out: {held_out_crops.describe()}")
     source = CroppedSource(
-        name, train.images, members, seed=plan.seed, flip=plan.flip, provides=provides, notes=notes
-    )
+        name, train.images, members, seed=plan.seed, flip=plan.flip, provides=provides, notes=notes,
+        crops_per_image=plan.crops_per_image,
+    )  # fmt: skip
     return TrainAndHeldOut(source, held_out_crops)
 
 

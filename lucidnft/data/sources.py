@@ -7,6 +7,7 @@ and the like are paths; `~` is understood.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -74,7 +75,19 @@ class OneFolderSettings(CropSettings):
         return train, held_out
 
 
-class LrFolderConfig(OneFolderSettings):
+class RepeatedCropSettings(CropSettings):
+    """Of data whose LR images are there as files: crops that come again, so that a condition cache finds them."""
+
+    crops_per_image: int | None = Field(
+        default=None, ge=1
+    )  # of this many fixed ones; null: a new one every time
+
+    def crop_plan(self, seed: int) -> CropPlan:
+        """The settings that decide how pools are cut."""
+        return replace(super().crop_plan(seed), crops_per_image=self.crops_per_image)
+
+
+class LrFolderConfig(RepeatedCropSettings, OneFolderSettings):
     """LR images without references.  The HR of bundled photographs is known to evaluation only."""
 
     type: Literal["lr_folder"] = "lr_folder"
@@ -116,7 +129,7 @@ class HrFolderConfig(OneFolderSettings):
         return train_and_held_out(self.type, self.crop_plan(seed), train, held_out, frozenset({"lr", "hr"}))
 
 
-class PairedFolderConfig(CropSettings):
+class PairedFolderConfig(RepeatedCropSettings):
     """LR images and their HR versions under the same names, in two folders.
 
     Without folders, the bundled photographs, degraded.
