@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.image_conditions import EncodesImages
 from lucidnft.backbones.lora import LoraAdapters
 from lucidnft.backbones.trainable import CURRENT, OLD, Trainable
 from lucidnft.backbones.trained_parameters import TrainedParameters
@@ -93,6 +94,12 @@ class Policy:
     def encode_condition(self, batch: ImageBatch) -> Condition:
         """Condition of G LR images; the same for every role."""
         return self.backbone.encode_condition(batch.lr, upscale=batch.upscale, prompts=batch.prompts)
+
+    def take_cache_counts(self) -> dict[str, int]:
+        """Hits and misses of the backbone's condition cache since the last call; nothing without one."""
+        return (
+            self.backbone.image_conditions.take_counts() if isinstance(self.backbone, EncodesImages) else {}
+        )
 
     @torch.no_grad()
     def decode(self, x_0: Tensor, *, chunk_size: int = 16) -> Tensor:

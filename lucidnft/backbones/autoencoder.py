@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lucidnft.backbones.image_conditions import public_settings
 from lucidnft.rng import generator_for
 
 if TYPE_CHECKING:
@@ -42,13 +43,29 @@ class Autoencoder:
         """Pixels per latent cell, per side."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
+    def encoding_networks(self) -> dict[str, nn.Module]:
+        """The half of the VAE that makes latents."""
+        return self._parts("encoder", "quant_conv")
+
+    def decoding_networks(self) -> dict[str, nn.Module]:
+        """The half that makes images."""
+        return self._parts("decoder", "post_quant_conv")
+
+    def encoding_options(self) -> dict[str, Any]:
+        """Whatever but its weights and the image decides latents."""
+        tile = self.vae.tile_sample_min_size if self.vae.use_tiling else None
+        return {"posterior": self.posterior, "tile": tile, **public_settings(self.vae.config)}
+
+    def _parts(self, *names: str) -> dict[str, nn.Module]:
+        return {name: part for name in names if (part := getattr(self.vae, name)) is not None}
+
     def encode(self, images: Tensor, *, keys: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> latents (B, C, h, w) float32.
 
         A sample of the posterior is drawn with noise that is a function of the image, or of the row of `keys`
         (B, ...) where the images were made from something: it depends on nothing else in the batch.
         """
-        parameter = next(self.vae.parameters())
+        parameter = next(self.vae.encoder.parameters())
         distribution = self.vae.encode((2 * images - 1).to(parameter), return_dict=False)[0]
         latents = distribution.mean.float()
         if self.posterior == "sample":
@@ -61,7 +78,7 @@ class Autoencoder:
     def decode(self, x_0: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> (B, 3, H, W) float32 clamped to [0, 1]."""
         latents = x_0 / self.scale + self.shift
-        images = self.vae.decode(latents.to(next(self.vae.parameters())), return_dict=False)[0]
+        images = self.vae.decode(latents.to(next(self.vae.decoder.parameters())), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
 

@@ -21,6 +21,7 @@ from lucidnft.backbones.base import LatentSpec
 from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture
 from lucidnft.backbones.dit4sr_network import DiT4SRNetwork, LRKey
 from lucidnft.backbones.dit4sr_text import TextEmbeddings
+from lucidnft.backbones.image_conditions import ImageConditions
 from lucidnft.backbones.lora_groups import dit4sr_groups
 from lucidnft.backbones.precision import autocast_region
 from lucidnft.checkpoint.fingerprint import sampled_fingerprint
@@ -83,6 +84,9 @@ class DiT4SRBackbone:
         self.fingerprint = sampled_fingerprint(weights)
         self.lora_groups = dit4sr_groups(network)
         self.lora_modules = self.lora_groups["attention"]
+        self.image_conditions = ImageConditions(
+            self.name, self.autoencoder.encoding_networks(), self.autoencoder.encoding_options
+        )
 
     @classmethod
     def initialise(
@@ -124,6 +128,11 @@ class DiT4SRBackbone:
         return {"trunk": self.network, "autoencoder": self.autoencoder.vae}
 
     @property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder."""
+        return self.autoencoder.vae
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device
@@ -131,7 +140,9 @@ class DiT4SRBackbone:
     def to(self, device: torch.device | str) -> DiT4SRBackbone:
         """Move the transformer and the VAE."""
         nn.Module.to(self.network, device)
-        nn.Module.to(self.autoencoder.vae, device)
+        for part in self.autoencoder.decoding_networks().values():
+            part.to(device)
+        self.image_conditions.to(device)
         return self
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
@@ -143,7 +154,8 @@ class DiT4SRBackbone:
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> x_0 (B, 16, H/8, W/8) float32."""
-        return self.autoencoder.encode(images)
+        with self.image_conditions.at(self.device):
+            return self.autoencoder.encode(images)
 
     def decode(self, x_0: Tensor) -> Tensor:
         """x_0 (B, 16, h, w) -> (B, 3, 8 h, 8 w) float32 clamped to [0, 1]."""
@@ -166,9 +178,13 @@ class DiT4SRBackbone:
                 f"output size {height}x{width} is above the {longest} px per side that backbone 'dit4sr' has positions "
                 "for; restore the image in parts or at a smaller upscale"
             )
-        latent = self.autoencoder.encode(resize(lr.to(self.device), (height, width)), keys=lr)
+
+        def encode(image: Tensor) -> dict[str, Tensor]:
+            return {"lr_latent": self.autoencoder.encode(resize(image, (height, width)), keys=image)}
+
+        kept = self.image_conditions.fields(lr, upscale=upscale, device=self.device, encode=encode)
         text = {n: v.to(self.device).expand(lr.shape[0], *v.shape) for n, v in self.text.fields().items()}
-        return Condition({"lr_latent": latent, **text})
+        return Condition({**kept, **text})
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Condition, **options: Any) -> Tensor:
         """x_t (B, 16, h, w), t (B,) in [0, 1], condition of B rows -> v (B, 16, h, w) float32.

@@ -14,6 +14,7 @@ from lucidnft.backbones.autoencoder import Posterior
 from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture, SD3Sizes
 from lucidnft.backbones.dit4sr_files import dit4sr_files
 from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
+from lucidnft.backbones.encoder_settings import EncoderSettings
 from lucidnft.backbones.released_sizes import sizes_in
 from lucidnft.checkpoint import load_json
 from lucidnft.checkpoint.places import find_folder
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TimeGrid = Literal["sd3", "scheduler", "uniform"]
 
 
-class DiT4SRBackboneConfig(LoraSettings):
+class DiT4SRBackboneConfig(LoraSettings, EncoderSettings):
     """`model:` section of a run with DiT4SR.
 
     Models in diffusers' layout are named by a folder or by a repository, owner/name or owner/name/folder, which is
@@ -80,10 +81,11 @@ class DiT4SRBackboneConfig(LoraSettings):
 
         dtype, options = getattr(torch, self.dtype), self._options()
         if self.model_name_or_path is None:
-            return DiT4SRBackbone.initialise(
+            random = DiT4SRBackbone.initialise(
                 self.architecture, lr_key=self.lr_key, control_scale=self.control_scale,
                 seed=seed, dtype=dtype, **options,
             )  # fmt: skip
+            return self.set_up(random)
         assert self.transformer_path is not None  # validated
         base = find_folder(self.model_name_or_path, "model_name_or_path")
         fields = _configuration(base / "transformer", "SD3Transformer2DModel")
@@ -95,7 +97,7 @@ class DiT4SRBackboneConfig(LoraSettings):
             find_folder(self.transformer_path, "transformer_path"), dtype,
         )  # fmt: skip
         vae = _filled(lambda: AutoencoderKL.from_config(vae_fields), base / "vae", dtype)
-        return DiT4SRBackbone(network, vae, text, **options)
+        return self.set_up(DiT4SRBackbone(network, vae, text, **options))
 
     def build_skeleton(self) -> DiT4SRBackbone:
         """The whole backbone without values, on the meta device: what memory is planned with.  Reads no weights.

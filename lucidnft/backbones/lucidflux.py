@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lucidnft.backbones.base import LatentSpec
+from lucidnft.backbones.image_conditions import ImageConditions, public_settings
 from lucidnft.backbones.lora_groups import lucidflux_groups
 from lucidnft.backbones.lucidflux_architecture import LucidFluxArchitecture, SwinIRSizes
 from lucidnft.backbones.lucidflux_encoders import LucidFluxEncoders, PromptEmbeddings, check_prompt
@@ -79,6 +80,13 @@ class LucidFluxBackbone:
         self.fingerprint = sampled_fingerprint(network.state_dict())
         self.lora_groups = lucidflux_groups(network)
         self.lora_modules = self.lora_groups["attention"]
+        image_encoders = {name: encoders.get_submodule(name) for name in ("swinir", "siglip", "connector")}
+        siglip = encoders.siglip.config
+        self.image_conditions = ImageConditions(
+            self.name,
+            image_encoders,
+            lambda: {**public_settings(siglip.to_dict()), "attention": siglip._attn_implementation},
+        )
 
     @classmethod
     def initialise(
@@ -164,6 +172,11 @@ class LucidFluxBackbone:
         }
 
     @property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.encoders.vae
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device
@@ -171,7 +184,8 @@ class LucidFluxBackbone:
     def to(self, device: torch.device | str) -> LucidFluxBackbone:
         """Move the network, the encoders and the prompt."""
         self.network.to(device)
-        self.encoders.to(device)
+        self.encoders.vae.to(device)
+        self.image_conditions.to(device)
         self.prompt = PromptEmbeddings(self.prompt.text.to(device), self.prompt.pooled.to(device))
         return self
 
@@ -216,15 +230,15 @@ class LucidFluxBackbone:
         groups, _, height, width = lr.shape
         size = (height * upscale, width * upscale)
         self.latent_spec.grid(*size)
-        lq = resize(lr.to(self.device), size)
-        # one image at a time: a rounding that depends on the batch would make a group depend on its neighbours
-        pre_restored = torch.cat([self.encoders.pre_restore(image) for image in lq.split(1)])
-        tokens = torch.cat([self.encoders.image_tokens(image) for image in pre_restored.split(1)])
+
+        def encode(image: Tensor) -> dict[str, Tensor]:
+            pre_restored = self.encoders.pre_restore(resize(image, size))
+            return {"pre_restored": 2 * pre_restored - 1, "siglip": self.encoders.image_tokens(pre_restored)}
+
         return Condition(
             {
-                "lq": 2 * lq - 1,
-                "pre_restored": 2 * pre_restored - 1,
-                "siglip": tokens,
+                "lq": 2 * resize(lr.to(self.device), size) - 1,
+                **self.image_conditions.fields(lr, upscale=upscale, device=self.device, encode=encode),
                 "text": self.prompt.text.to(self.device).expand(groups, -1, -1),
                 "pooled": self.prompt.pooled.to(self.device).expand(groups, -1),
             }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from lucidnft.backbones.adapters import LoraSettings
+from lucidnft.backbones.encoder_settings import EncoderSettings
 from lucidnft.backbones.lucidflux_architecture import LucidFluxArchitecture
 from lucidnft.backbones.lucidflux_files import (
     DEFAULT_PROMPT,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from lucidnft.backbones.lucidflux import LucidFluxBackbone
 
 
-class LucidFluxBackboneConfig(LoraSettings):
+class LucidFluxBackboneConfig(LoraSettings, EncoderSettings):
     """Where LucidFlux's weights are, and how it is run.
 
     Models in diffusers' or transformers' layout are named by a folder or by a repository, owner/name, which is then
@@ -81,8 +82,9 @@ class LucidFluxBackboneConfig(LoraSettings):
 
         dtype, options = getattr(torch, self.dtype), self._options()
         if self.model_name_or_path is None:
-            return LucidFluxBackbone.initialise(self.architecture, seed=seed, dtype=dtype, **options)
-        return LucidFluxBackbone.from_pretrained(
+            random = LucidFluxBackbone.initialise(self.architecture, seed=seed, dtype=dtype, **options)
+            return self.set_up(random)
+        released = LucidFluxBackbone.from_pretrained(
             str(find_folder(self.model_name_or_path, "model_name_or_path")),
             lucidflux_weights=self.lucidflux_weights,
             swinir_weights=self.swinir_weights,
@@ -92,6 +94,7 @@ class LucidFluxBackboneConfig(LoraSettings):
             dtype=dtype,
             **options,
         )
+        return self.set_up(released)
 
     def build_skeleton(self) -> LucidFluxBackbone:
         """The whole backbone without values, on the meta device: what memory is planned with.  Reads no weights.

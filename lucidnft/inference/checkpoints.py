@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
+from lucidnft.backbones.encoder_settings import EncoderSettings
 from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.tiny import WEIGHTS_FORMAT, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import latest_checkpoint, load_header, load_tensors
@@ -147,9 +148,10 @@ def _backbone_config(
     if model_name_or_path is not None:
         section = {**section, "model_name_or_path": str(model_name_or_path)}
     try:
-        return BACKBONE_CONFIGS[tag].model_validate(section)
+        config = BACKBONE_CONFIGS[tag].model_validate(section)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in error.errors()[:3])
         raise ValueError(
             f"{file} describes its backbone in a way this version cannot read: {problems}"
         ) from error
+    return config.without_cache() if isinstance(config, EncoderSettings) else config

@@ -211,6 +211,8 @@ class PolicyTrainer:
                 "train/old_policy_decay": self.old_decay(),
                 "perf/step_seconds": seconds,
                 "perf/images_per_second": num_images / seconds,
+                # of this process, evaluation since the last line included
+                **{f"perf/{name}": count for name, count in self.policy.take_cache_counts().items()},
             },
             self.step,
         )

@@ -82,12 +82,12 @@ def test_a_condition_is_that_of_the_enlarged_image_whatever_is_beside_it(backbon
         mean.encode_condition(lr, upscale=4)["lr_latent"], mean.encode(resize(lr, (32, 16)))
     )
     enlarged = resize(lr, (32, 16))
-    assert torch.equal(condition["lr_latent"], backbone.autoencoder.encode(enlarged, keys=lr))
+    assert torch.equal(condition["lr_latent"][:1], backbone.autoencoder.encode(enlarged[:1], keys=lr[:1]))
     assert not torch.allclose(
         condition["lr_latent"], backbone.encode(enlarged), atol=0.1
     )  # keyed by LR pixels
     alone = backbone.encode_condition(lr[1:], upscale=4)
-    torch.testing.assert_close(condition["lr_latent"][1:], alone["lr_latent"], atol=1e-5, rtol=1e-5)
+    assert torch.equal(condition["lr_latent"][1:], alone["lr_latent"])
     torch.manual_seed(5)
     assert torch.equal(backbone.encode_condition(lr[1:], upscale=4)["lr_latent"], alone["lr_latent"])
 
