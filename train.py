@@ -60,6 +60,7 @@ def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> P
             "backbone": config.model.model_dump(mode="json"),
             "base_fingerprint": policy.backbone.fingerprint,
             "config": config.model_dump(mode="json"),
+            **({} if policy.lora_shapes is None else {"lora": policy.lora_shapes}),
         },
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.image_conditions import EncodesImages
 from lucidnft.backbones.lora import LoraAdapters
+from lucidnft.backbones.lora_values import Lora
 from lucidnft.backbones.trainable import CURRENT, OLD, Trainable
 from lucidnft.backbones.trained_parameters import TrainedParameters
 from lucidnft.records import Condition, ImageBatch
@@ -34,16 +35,21 @@ class Role(enum.Enum):
 class Policy:
     """A backbone whose current and old role start equal; calling it gives a velocity."""
 
-    def __init__(self, backbone: Backbone, settings: LoraSettings, *, seed: int) -> None:
+    def __init__(
+        self, backbone: Backbone, settings: LoraSettings, *, seed: int, start: Lora | None = None
+    ) -> None:
         """Attach LoRA adapters, or with settings.train_parameters make those parameters the trained ones.
+
+        start: the adapter that both roles begin with; None reads that of settings.adapter, or makes a new one.
 
         Raises:
             ValueError: modules or parameters that the settings name are not there, or cannot be trained.
+            FileNotFoundError, ValueError: settings.adapter is not there, damaged, or of another backbone or base.
         """
         self.backbone = backbone
         self.trainable: Trainable
         if settings.train_parameters is None:
-            self.trainable = LoraAdapters(backbone, settings, seed=seed)
+            self.trainable = LoraAdapters(backbone, settings, seed=seed, start=start)
         else:
             self.trainable = TrainedParameters(backbone.network, settings.train_parameters)
         self.old_equals_current = True
@@ -53,6 +59,11 @@ class Policy:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained parameters by name."""
         return self.trainable.parameters
+
+    @property
+    def lora_shapes(self) -> dict[str, list[float]] | None:
+        """{module: [rank, alpha]} of an adapter that was started from another; None where the settings say it."""
+        return self.trainable.shapes if isinstance(self.trainable, LoraAdapters) else None
 
     @property
     def is_reference(self) -> bool:

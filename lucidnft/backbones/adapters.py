@@ -17,12 +17,12 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
+from lucidnft.backbones.lora_start import LoraStartSettings
 from lucidnft.backbones.trainable import check_decay
 from lucidnft.rng import generator_for
-from lucidnft.schema import ConfigModel
 
 
-class LoraSettings(ConfigModel):
+class LoraSettings(LoraStartSettings):
     """What of the network is trained: fields shared by every `model:` section."""
 
     lora_rank: int = 16
@@ -44,7 +44,7 @@ class LoraSettings(ConfigModel):
         fields = type(self).model_fields
         unread = [
             name
-            for name in ("lora_rank", "lora_alpha", "target_modules")
+            for name in ("lora_rank", "lora_alpha", "target_modules", "adapter")
             if getattr(self, name) != fields[name].default
         ]
         if unread:
@@ -73,7 +73,7 @@ def add_adapter(
     Raises:
         ValueError: no module matches the targets, or the rank is below 1.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
 
     if settings.lora_rank < 1:
         raise ValueError(f"lora_rank is {settings.lora_rank}, expected at least 1")
@@ -86,9 +86,7 @@ def add_adapter(
         target_modules=list(targets),
         lora_dropout=0.0,
     )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design
-        inject_adapter_in_model(config, network, adapter_name=adapter)
+    inject(network, adapter, config)
     for name, parameter in adapter_parameters(network, adapter).items():
         # peft takes the base's dtype; in half precision most of AdamW's steps would be rounded away
         parameter.data = parameter.data.float()
@@ -108,6 +106,15 @@ def unmatched(network: nn.Module, targets: Sequence[str]) -> list[str]:
     """The targets that are neither the path of a module nor the end of one, after a dot."""
     dotted = [f".{name}" for name, _ in network.named_modules()]
     return [t for t in targets if not any(name.endswith(f".{t}") for name in dotted)]
+
+
+def inject(network: nn.Module, adapter: str, config: Any) -> None:
+    """Put peft's layers of a LoraConfig into a network; their values are peft's, drawn without moving torch's seed."""
+    from peft import inject_adapter_in_model
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design
+        inject_adapter_in_model(config, network, adapter_name=adapter)
 
 
 def activate(network: nn.Module, adapter: str) -> None:

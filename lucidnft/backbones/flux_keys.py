@@ -56,7 +56,9 @@ _SINGLE: dict[str, tuple[str, ...]] = {
     "norm.query_norm": ("attn.norm_q",),
     "norm.key_norm": ("attn.norm_k",),
 }
-_SWAPPED = "norm_out.linear"
+SWAPPED = "norm_out.linear"
+"""The module of diffusers whose rows are in the other order."""
+
 _BLOCKS: tuple[tuple[str, str, dict[str, tuple[str, ...]]], ...] = (
     ("double_blocks", "transformer_blocks", _DOUBLE),
     ("single_blocks", "single_transformer_blocks", _SINGLE),
@@ -80,13 +82,13 @@ def flux_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unknown = []
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
-        targets = _diffusers_modules(module)
+        targets = diffusers_modules(module)
         if targets is None or leaf not in ("weight", "bias", "scale"):
             unknown.append(name)
             continue
         leaf = "weight" if leaf == "scale" else leaf
         if len(targets) == 1:
-            part = _swap_halves(value) if targets[0] == _SWAPPED else value
+            part = swap_halves(value) if targets[0] == SWAPPED else value
             converted[f"{targets[0]}.{leaf}"] = part
             continue
         sizes = [width] * (len(targets) - 1)
@@ -107,13 +109,13 @@ def diffusers_to_flux(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     unknown = []
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
-        source = _released_module(module)
+        source = released_module(module)
         if source is None or leaf not in ("weight", "bias"):
             unknown.append(name)
             continue
         released, position, count = source
         leaf = "scale" if released.endswith(("query_norm", "key_norm")) else leaf
-        part = _swap_halves(value) if module == _SWAPPED else value
+        part = swap_halves(value) if module == SWAPPED else value
         parts.setdefault(f"{released}.{leaf}", [None] * count)[position] = part
     incomplete = [name for name, values in parts.items() if any(v is None for v in values)]
     if unknown or incomplete:
@@ -127,7 +129,8 @@ def diffusers_to_flux(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _diffusers_modules(module: str) -> tuple[str, ...] | None:
+def diffusers_modules(module: str) -> tuple[str, ...] | None:
+    """The modules that a released module's rows are split over, in order; None for a name that is not FLUX's."""
     if module in _OUTER:
         return _OUTER[module]
     for released, ours, table in _BLOCKS:
@@ -137,8 +140,8 @@ def _diffusers_modules(module: str) -> tuple[str, ...] | None:
     return None
 
 
-def _released_module(module: str) -> tuple[str, int, int] | None:
-    """(released module, which part of it this is, number of its parts)."""
+def released_module(module: str) -> tuple[str, int, int] | None:
+    """(released module, which part of it this is, number of its parts), or None; the inverse of the above."""
     for source, targets in _OUTER.items():
         if module in targets:
             return source, 0, 1
@@ -151,7 +154,8 @@ def _released_module(module: str) -> tuple[str, int, int] | None:
     return None
 
 
-def _swap_halves(value: Tensor) -> Tensor:
+def swap_halves(value: Tensor) -> Tensor:
+    """The second half of the rows before the first."""
     first, second = value.chunk(2)
     return torch.cat([second, first])
 

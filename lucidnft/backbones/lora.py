@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lucidnft.backbones import adapters
+from lucidnft.backbones.adapter_files import read_adapter
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.lora_values import Lora, attach, lora_shapes
 from lucidnft.backbones.trainable import CURRENT, OLD, is_lora
 
 
@@ -18,12 +20,31 @@ class LoraAdapters:
 
     kept_bytes = 0  # both adapters are part of the network
 
-    def __init__(self, backbone: Backbone, settings: adapters.LoraSettings, *, seed: int) -> None:
-        """Attach both with the same values, drawn from `seed`.  Raises ValueError as `adapters.add_adapter`."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        settings: adapters.LoraSettings,
+        *,
+        seed: int,
+        start: Lora | None = None,
+    ) -> None:
+        """Attach both with the same values: those of `start`, else of settings.adapter, else drawn from `seed`.
+
+        Raises:
+            FileNotFoundError, ValueError: as `adapters.add_adapter`, and as `read_adapter`.
+        """
         self.network = backbone.network
+        if start is None and settings.adapter is not None:
+            stored = read_adapter(settings.adapter, backbone.name)
+            stored.check_base(backbone)
+            start = stored.lora
+        self.shapes = None if start is None else lora_shapes(start)
         targets = lora_targets(backbone, settings.target_modules)
         for adapter in (OLD, CURRENT):  # the last one stays active and trainable
-            adapters.add_adapter(self.network, adapter, settings, targets, seed=seed)
+            if start is None:
+                adapters.add_adapter(self.network, adapter, settings, targets, seed=seed)
+            else:
+                attach(self.network, adapter, start)
         self.lerp_old_(0.0)
 
     @property

@@ -266,6 +266,11 @@ class PolicyTrainer:
                     f"{folder} was trained on base weights {header.get('base_fingerprint')}, this run uses "
                     f"{self.header['base_fingerprint']}; set model.model_name_or_path to those weights"
                 )
+            if header.get("lora") != self.header.get("lora"):
+                raise ValueError(
+                    f"{folder} was started from another model.adapter than this run: its layers, ranks or scales "
+                    "differ; set model.adapter to what the run was started with"
+                )
             try:
                 self.policy.load_state_(role, tensors)
             except ValueError as error:
