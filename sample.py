@@ -43,14 +43,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where the PNGs go")
     parser.add_argument(
         "--checkpoint", default="base", metavar="PATH",
-        help="policy.safetensors, base weights, a checkpoint folder, a run folder (its latest), "
-        "or 'base' for the tiny base that ships (default)",
+        help="policy.safetensors, base weights, a checkpoint folder, a run folder (its latest), PEFT folders, merged "
+        "weights, or 'base' for that of --base_config, else the tiny base that ships (default)",
     )  # fmt: skip
     parser.add_argument(
         "--model_name_or_path",
         metavar="PATH",
         help="base weights of the adapter, if they have moved since training",
     )
+    parser.add_argument(
+        "--base_config", metavar="FILE",
+        help="a run file whose model: section is the base, for a PEFT folder that does not say it",
+    )  # fmt: skip
     parser.add_argument(
         "--upscale", type=above_zero, default=4.0, help="output size over input size (default 4)"
     )
@@ -75,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = parse_args(argv)
     # Only now the libraries that take seconds to load: --help and typing mistakes answer at once.
+    from lucidnft.config import base_section
     from lucidnft.inference import load_policy, restore
     from lucidnft.inference.device import choose_device, move_to
     from lucidnft.inference.folder import plan_jobs, restore_files
@@ -82,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         jobs = plan_jobs(args.input, args.output_dir, recursive=args.recursive)
         device = choose_device(args.device)
-        policy = move_to(load_policy(args.checkpoint, model_name_or_path=args.model_name_or_path), device)
+        base = base_section(args.base_config) if args.base_config else None
+        loaded = load_policy(args.checkpoint, model_name_or_path=args.model_name_or_path, base=base)
+        policy = move_to(loaded, device)
     except (ValueError, OSError, ImportError) as error:
         print(f"sample.py: {error}", file=sys.stderr)
         return 2

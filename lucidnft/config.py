@@ -110,6 +110,15 @@ class FlowMatchingConfig(RunConfig):
     eval: EvalConfig = EvalConfig()
     log: GridLogConfig = GridLogConfig()
 
+    @field_validator("model")
+    @classmethod
+    def _no_adapter(cls, model: Any) -> Any:
+        if model.adapter is not None:
+            raise ValueError(
+                "task flow_matching trains the base itself and takes no adapter; remove model.adapter"
+            )
+        return model
+
     @field_validator("data")
     @classmethod
     def _with_hr(cls, data: Any) -> Any:
@@ -173,6 +182,14 @@ def parse_config(values: Any, *, source: str = "config") -> RunConfig:
             problems = [_name_other_tasks(p, chosen) for p in problems_of(error, values, _task_class)]
     listed = "".join(f"\n  {problem}" for problem in problems)
     raise ConfigError(f"{len(problems)} problem(s) in {source}:{listed}")
+
+
+def base_section(path: str | Path) -> Any:
+    """The `model:` section of a run file.  Raises ConfigError as `load_config`, or when its task has none."""
+    config = load_config(path)
+    if not isinstance(config, (NFTConfig, FlowMatchingConfig)):
+        raise ConfigError(f"{path} is of task {config.task}, which has no model: section")
+    return config.model
 
 
 def dump_config(config: RunConfig) -> str:

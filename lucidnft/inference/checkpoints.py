@@ -6,21 +6,32 @@ base weights is needed: not the run's config, its data or its rewards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from lucidnft.backbones.adapter_files import (
+    POLICY_FORMAT,
+    StoredAdapter,
+    is_adapter_folder,
+    read_adapter,
+    read_card,
+    read_policy_file,
+    seed_of,
+)
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
 from lucidnft.backbones.encoder_settings import EncoderSettings
 from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
+from lucidnft.backbones.merged_files import is_merged, merged_section
 from lucidnft.backbones.tiny import WEIGHTS_FORMAT, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import latest_checkpoint, load_header, load_tensors
 from lucidnft.checkpoint.required_files import check_files
 from lucidnft.policy import Policy, Role
 
-POLICY_FORMAT = "lucidnft.policy.1"
 BASE = "base"
 BackboneConfig = TinyBackboneConfig | LucidFluxBackboneConfig | DiT4SRBackboneConfig
 BACKBONE_CONFIGS: dict[str, type[BackboneConfig]] = {
@@ -32,38 +43,53 @@ BACKBONE_CONFIGS: dict[str, type[BackboneConfig]] = {
 _CHECKPOINT_FILES = ("policy.safetensors", "weights.safetensors")
 
 
-def load_policy(path: str | Path, *, model_name_or_path: str | Path | None = None) -> Policy | Backbone:
+def load_policy(
+    path: str | Path,
+    *,
+    model_name_or_path: str | Path | None = None,
+    base: BackboneConfig | None = None,
+) -> Policy | Backbone:
     """Load what a run left behind, on the CPU and in float32, ready for `restore`.
 
     Args:
         path: a policy.safetensors (or ema.safetensors) file, base weights, a checkpoint-<step> folder, a run
-            folder (its latest complete checkpoint is taken), or "base": the tiny base that ships.
+            folder (its latest complete checkpoint is taken), an exported adapter (PEFT folders) or merged base, or
+            "base": the base of `base`, else the tiny base that ships.
         model_name_or_path: base weights to put the adapter on, when they are no longer where the run
             found them.  They must be the same weights.
+        base: the `model:` section of a run file, which says where the base is and how it is run, in place of what the
+            adapter says.  A PEFT folder that this library did not write needs it.
 
     Returns:
-        A Policy whose current adapter is the stored one, or the Backbone of a file of base weights.
+        A Policy whose current adapter is the stored one, or the Backbone of base weights.
 
     Raises:
         FileNotFoundError: nothing is there, or the base weights are not.
         ValueError: no checkpoint in the folder, a file of another format, keys missing, an adapter that was trained
-            on another base, or model_name_or_path without an adapter to put on it.
+            on another base, or model_name_or_path or base where they have no use.
     """
+    if base is not None and model_name_or_path is not None:
+        raise ValueError(
+            f"model_name_or_path ({model_name_or_path}) and the settings of a base are both given; set "
+            "model.model_name_or_path in those settings"
+        )
     if str(path) == BASE:
-        if model_name_or_path is not None:
-            raise ValueError(
-                f"'{BASE}' is the base that ships, but model_name_or_path is {model_name_or_path}; "
-                f"to restore with those base weights give that file as --checkpoint instead of '{BASE}'"
-            )
-        return TinyBackbone.from_pretrained("tiny")
+        return _bare_base(model_name_or_path, base)
+    path = Path(path)
+    if is_adapter_folder(path):
+        return _load_with_shapes(path, model_name_or_path, base)
+    if is_merged(path):
+        _refuse_second_base(path, model_name_or_path, base)
+        return _backbone_config(path, merged_section(path), None).build()
     file = find_weights(path)
     header = load_header(file)
     kind = header.get("format")
     if kind == POLICY_FORMAT:
+        if base is not None or "lora" in header:
+            return _load_with_shapes(file, model_name_or_path, base)
         return _load_adapter(file, header, model_name_or_path)
     if kind == WEIGHTS_FORMAT:
-        if model_name_or_path is not None:
-            raise ValueError(f"{file} holds base weights, not an adapter: leave model_name_or_path out")
+        _refuse_second_base(file, model_name_or_path, base)
         return TinyBackbone.from_pretrained(file)
     raise ValueError(
         f"{file} has format {kind!r} in its header; a policy ({POLICY_FORMAT}) or base weights "
@@ -82,6 +108,68 @@ def stored_backbone(path: str | Path) -> BackboneConfig:
     if not isinstance(section, dict):
         raise ValueError(f"{file} is no policy: its header names no base")
     return _backbone_config(file, section, None)
+
+
+def stored_adapter(path: str | Path, base: BackboneConfig | None = None) -> StoredAdapter:
+    """The adapter that `load_policy` takes from a path, without its base.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing is there, no adapter, or nothing says which base it is for.
+    """
+    path = Path(path)
+    if is_adapter_folder(path):
+        if base is None and not read_card(path):
+            raise ValueError(
+                f"{path} does not say which base it is for, as lucidnft-export would have; give a run file whose "
+                "model: section does (--base_config FILE)"
+            )
+        stored = read_adapter(path, base.type if base is not None else "")
+    else:
+        stored = read_policy_file(find_weights(path))
+    if base is None:
+        return stored
+    if _usable(base).type != stored.backbone:
+        raise ValueError(
+            f"{path} is an adapter for backbone {stored.backbone!r}, the settings are for {base.type!r}"
+        )
+    return replace(stored, card={**stored.card, "backbone": base.model_dump(mode="json")})
+
+
+def _bare_base(model_name_or_path: str | Path | None, base: BackboneConfig | None) -> Backbone:
+    if base is not None:
+        return _usable(base).build()
+    if model_name_or_path is not None:
+        raise ValueError(
+            f"'{BASE}' is the base that ships, but model_name_or_path is {model_name_or_path}; "
+            f"to restore with those base weights give that file as --checkpoint instead of '{BASE}'"
+        )
+    return TinyBackbone.from_pretrained("tiny")
+
+
+def _refuse_second_base(
+    path: Path, model_name_or_path: str | Path | None, base: BackboneConfig | None
+) -> None:
+    if model_name_or_path is not None or base is not None:
+        other = "model_name_or_path" if base is None else "the settings of a base"
+        raise ValueError(f"{path} holds base weights, not an adapter: leave {other} out")
+
+
+def _load_with_shapes(
+    path: Path, model_name_or_path: str | Path | None, base: BackboneConfig | None
+) -> Policy:
+    """A policy with the layers, ranks and scales that the adapter itself says."""
+    stored = stored_adapter(path, base)
+    backbone, config, seed = build_base(stored.path, stored.card, model_name_or_path)
+    stored.check_base(backbone)
+    return Policy(backbone, config, seed=seed, start=stored.lora)
+
+
+def _usable(base: BackboneConfig) -> BackboneConfig:
+    if base.adapter is not None:
+        raise ValueError(
+            f"the settings of the base name an adapter, {base.adapter}; give that as the checkpoint, and a base here"
+        )
+    return base
 
 
 def find_weights(path: str | Path) -> Path:
@@ -118,24 +206,37 @@ def _load_adapter(file: Path, header: dict[str, Any], model_name_or_path: str | 
         raise ValueError(
             f"{file} does not say {' and '.join(missing)} in its header; it is damaged or hand-made"
         )
+    backbone, config, seed = build_base(file, header, model_name_or_path)
+    policy = Policy(backbone, config, seed=seed)
+    tensors, _ = load_tensors(file, expected=policy.parameters)
+    policy.load_state_(Role.CURRENT, tensors)
+    return policy
+
+
+def build_base(
+    file: Path, header: Mapping[str, Any], model_name_or_path: str | Path | None
+) -> tuple[Backbone, BackboneConfig, int]:
+    """The base that an adapter's header names, its settings, and the run's seed.
+
+    Raises:
+        FileNotFoundError: its weights are not there.
+        ValueError: an unknown backbone or unreadable settings, or other weights than the adapter was trained on.
+    """
     config = _backbone_config(file, header["backbone"], model_name_or_path)
     check_files(config, f"{file}: its base", str(file))
-    seed = (header.get("config") or {}).get("seed", 0)  # matters when the base itself was drawn from the seed
+    seed = seed_of(header)  # matters when the base itself was drawn from the seed
     try:
         backbone: Backbone = config.build(seed=seed)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{file} needs its base weights: {error}; say where they are with model_name_or_path"
         ) from error
-    if backbone.fingerprint != header["base_fingerprint"]:
+    if header.get("base_fingerprint") not in (None, backbone.fingerprint):
         raise ValueError(
             f"{file} was trained on base weights {header['base_fingerprint']}, but {config.model_name_or_path} "
             f"holds {backbone.fingerprint}; give the base it was trained on as model_name_or_path"
         )
-    policy = Policy(backbone, config, seed=seed)
-    tensors, _ = load_tensors(file, expected=policy.parameters)
-    policy.load_state_(Role.CURRENT, tensors)
-    return policy
+    return backbone, config, seed
 
 
 def _backbone_config(
@@ -145,6 +246,9 @@ def _backbone_config(
     if tag not in BACKBONE_CONFIGS:
         known = ", ".join(BACKBONE_CONFIGS)
         raise ValueError(f"{file} is an adapter for backbone {tag!r}; this version knows {known}")
+    section = {
+        name: value for name, value in section.items() if name != "adapter"
+    }  # what the run started from
     if model_name_or_path is not None:
         section = {**section, "model_name_or_path": str(model_name_or_path)}
     try:
