@@ -123,7 +123,9 @@ def save_weights(path: Path, tensors: dict[str, Any]) -> None:
     """A safetensors file as diffusers and peft write it."""
     from safetensors.torch import save_file
 
-    save_file({n: v.detach().cpu().contiguous() for n, v in tensors.items()}, path, metadata={"format": "pt"})
+    # parts of a fused layer may share one A, which safetensors refuses to write twice
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    save_file(own, path, metadata={"format": "pt"})
 
 
 def _exactly(name: str) -> str:

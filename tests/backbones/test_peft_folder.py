@@ -184,7 +184,8 @@ def test_peft_finds_exactly_the_layers_and_ranks_that_were_written(tmp_path):
     made = network()
     made["out"] = torch.nn.Linear(4, 4)
     made["first"]["out"] = torch.nn.Linear(4, 4)  # ends like the one above, and has no LoRA
-    lora = {**LORA, "out": LoraPair(draws(5, 4), draws(4, 5), 7.0)}
+    made["second"]["out"] = torch.nn.Linear(4, 4)  # and this one another rank
+    lora = {**LORA, "out": LoraPair(draws(5, 4), draws(4, 5), 7.0), "second.out": LORA["third.inner"]}
     write_peft_folder(tmp_path, lora, base=None)
     loaded = PeftModel.from_pretrained(made, tmp_path).base_model.model
     found = {
