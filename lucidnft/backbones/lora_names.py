@@ -188,7 +188,10 @@ def _split(lora: Lora, prefix: str, ranks: Mapping[str, int] | None) -> dict[str
     """
     found: dict[str, LoraPair] = {}
     for released, pair in lora.items():
-        parts = diffusers_modules(released) or (released,)
+        parts = diffusers_modules(released)
+        if parts is None:
+            found[released] = pair
+            continue
         if len(parts) == 1:
             found[parts[0]] = _reordered(parts[0], pair)
             continue
