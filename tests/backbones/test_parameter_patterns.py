@@ -16,6 +16,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_pattern_is_a_glob_over_whole_names() -> None:
+    many = nn.Sequential(*(nn.Linear(1, 1) for _ in range(12)))
+    assert list(select_parameters(many, ["0.*"])) == ["0.weight", "0.bias"]  # and not 10.weight
+    assert list(select_parameters(many, ["[12].w*", "1?.bias"])) == [
+        "1.weight",
+        "2.weight",
+        "10.bias",
+        "11.bias",
+    ]
     network = small_lucidflux().network
     names = list(dict(network.named_parameters()))
     modulation = [n for n in names if n.startswith("conditioner.modulation_")]
