@@ -88,8 +88,6 @@ def add_adapter(
     )
     inject(network, adapter, config)
     for name, parameter in adapter_parameters(network, adapter).items():
-        # peft takes the base's dtype; in half precision most of AdamW's steps would be rounded away
-        parameter.data = parameter.data.float()
         with torch.no_grad():
             if parameter.is_meta:
                 continue  # a skeleton has no values
@@ -109,12 +107,15 @@ def unmatched(network: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def inject(network: nn.Module, adapter: str, config: Any) -> None:
-    """Put peft's layers of a LoraConfig into a network; their values are peft's, drawn without moving torch's seed."""
+    """Put peft's layers of a LoraConfig into a network: float32, with values of peft's that leave torch's seed alone."""
     from peft import inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design
         inject_adapter_in_model(config, network, adapter_name=adapter)
+    for parameter in adapter_parameters(network, adapter).values():
+        # peft takes the base's dtype; in half precision most of AdamW's steps would be rounded away
+        parameter.data = parameter.data.float()
 
 
 def activate(network: nn.Module, adapter: str) -> None:

@@ -123,10 +123,11 @@ class DiT4SRBackboneConfig(LoraSettings, EncoderSettings):
             if self.model_name_or_path is not None and self.text_embeddings == EMPTY:
                 widths = (sizes.transformer.joint_attention_dim, sizes.transformer.pooled_projection_dim)
                 text = TextEmbeddings.empty(*widths)
-            return DiT4SRBackbone.initialise(
+            skeleton = DiT4SRBackbone.initialise(
                 sizes, lr_key=self.lr_key, control_scale=self.control_scale, text=text,
                 dtype=getattr(torch, self.dtype), **self._options(),
             )  # fmt: skip
+        return self.set_up_vae(skeleton)
 
     def _options(self) -> dict[str, Any]:
         return {

@@ -59,10 +59,7 @@ class EncoderSettings(ConfigModel):
         Raises:
             ValueError: the cache's folder is a file.
         """
-        if self.vae_tiling:
-            backbone.vae.enable_tiling()
-        if self.vae_slicing:
-            backbone.vae.enable_slicing()
+        self.set_up_vae(backbone)
         backbone.image_conditions.offload = self.encoder_offload
         if self.condition_cache != "none":
             gib = self.condition_cache_gib or DEFAULT_GIB[self.condition_cache]
@@ -71,6 +68,14 @@ class EncoderSettings(ConfigModel):
             backbone.image_conditions.store = (
                 MemoryStore(limit) if folder is None else DiskStore(folder, limit)
             )
+        return backbone
+
+    def set_up_vae(self, backbone: BackboneT) -> BackboneT:
+        """Apply those settings that do not need the weights; returns the backbone."""
+        if self.vae_tiling:
+            backbone.vae.enable_tiling()
+        if self.vae_slicing:
+            backbone.vae.enable_slicing()
         return backbone
 
     def without_cache(self) -> Self:

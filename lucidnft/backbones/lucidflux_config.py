@@ -115,7 +115,10 @@ class LucidFluxBackboneConfig(LoraSettings, EncoderSettings):
             }
             sizes = sizes.model_copy(update=found)
         with torch.device("meta"):
-            return LucidFluxBackbone.initialise(sizes, dtype=getattr(torch, self.dtype), **self._options())
+            skeleton = LucidFluxBackbone.initialise(
+                sizes, dtype=getattr(torch, self.dtype), **self._options()
+            )
+        return self.set_up_vae(skeleton)
 
     def _options(self) -> dict[str, Any]:
         import torch

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lucidnft.algorithms.nft import NFT, NFTMinibatch
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.image_conditions import EncodesImages
 from lucidnft.backbones.precision import autocast_region
 from lucidnft.flow.solvers import ODE_SOLVERS
 from lucidnft.policy import Policy, Role
@@ -65,6 +66,14 @@ class ImageSizes:
 
 
 @dataclass(frozen=True)
+class RewardMemory:
+    """Bytes of the rewards' weights on the run's device."""
+
+    resident: int  # there for the whole run
+    visiting: int  # there while scores are made
+
+
+@dataclass(frozen=True)
 class RunMemory:
     """Bytes of one process."""
 
@@ -78,18 +87,21 @@ class RunMemory:
     backward: int
     evaluate: int
     groups: int
+    encoders: int = 0  # of the parts, those that are there only while conditions are made
+    scoring: int = 0  # beside the parts, while rewards score
 
     def phases(self, chunk_size: int, decode_chunk_size: int) -> dict[str, int]:
         """Peak of each phase of a step, with all that is there besides."""
-        held = sum(self.parts.values())
+        held = sum(self.parts.values()) - self.encoders
         step = held + self.kept_condition + self.latents
         return {
-            "condition": held + self.condition(self.groups),
+            "condition": held + self.encoders + self.condition(self.groups),
             "rollout": step + self.rollout(chunk_size),
             # the parts and the whole that they are joined to are there together for a moment
             "decode": step + self.images + max(self.images, self.decode(decode_chunk_size)),
+            "reward": step + self.images + self.scoring,
             "optimise": step + self.images + self.backward,
-            "evaluate": held + self.evaluate,
+            "evaluate": held + max(self.encoders + self.evaluate, self.scoring),
         }
 
 
@@ -117,12 +129,13 @@ def run_memory(
     rollout: RolloutConfig,
     train: NFTTrainConfig,
     evaluation: EvalConfig,
-    rewards: int = 0,
+    rewards: RewardMemory | None = None,
 ) -> RunMemory:
     """The memory of a run of task nft.  Adds adapters to the skeleton.
 
-    settings: the `model:` section, for its LoRA.  rewards: bytes of their weights.
+    settings: the `model:` section, for its LoRA.
     """
+    rewards = rewards or RewardMemory(0, 0)
     parts = {name: weight_bytes(part) for name, part in _parts(skeleton).items()}
     with torch.device("meta"):
         policy = Policy(skeleton, settings, seed=0)
@@ -135,7 +148,7 @@ def run_memory(
         TRAINED: 2 * trained,
         TRAINING: (4 if train.use_ema else 3) * trained,
         "held-out images of the base": sizes.held_out * held_out,
-        "rewards": rewards,
+        "rewards": rewards.resident,
     }
     conditions = {n: _condition_measured(policy, sizes, n) for n in (1, 2)}
     one = conditions[1].result
@@ -153,7 +166,16 @@ def run_memory(
         backward=_backward_peak(policy, one, latent, train, samples),
         evaluate=_evaluation_peak(policy, sizes, evaluation) + sizes.held_out * held_out,
         groups=sizes.groups,
+        encoders=_offloaded(skeleton, settings),
+        scoring=rewards.visiting,
     )
+
+
+def _offloaded(skeleton: Backbone, settings: Any) -> int:
+    """Bytes of the image encoders that only visit the device."""
+    if not (getattr(settings, "encoder_offload", False) and isinstance(skeleton, EncodesImages)):
+        return 0
+    return sum(weight_bytes(encoder) for encoder in skeleton.image_conditions.encoders.values())
 
 
 def _parts(backbone: Backbone) -> dict[str, nn.Module]:

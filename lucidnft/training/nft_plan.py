@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from lucidnft.backbones.base import Backbone
+from lucidnft.checkpoint.required_files import required_files
 from lucidnft.data.pools import TrainAndHeldOut
 from lucidnft.rewards import Reward
 from lucidnft.rewards import base as reward_base
 from lucidnft.rollout import RolloutConfig, time_grid_of
 from lucidnft.training.chunk_sizes import ChunkChoice, choose_chunks, free_bytes
 from lucidnft.training.device import prepare_backbone
-from lucidnft.training.memory import ImageSizes, run_memory, skeleton_of
+from lucidnft.training.memory import ImageSizes, RewardMemory, run_memory, skeleton_of
 from lucidnft.training.peak_memory import tensor_bytes
 from lucidnft.training.plan import batch_plan, describe_memory
 
@@ -86,14 +87,12 @@ def plan_nft(
     """
     sizes = image_sizes(config, backbone, data, num_processes)
     output = (sizes.lr[0] * sizes.upscale, sizes.lr[1] * sizes.upscale)
-    known = {
-        name: size for name, size in ((n, weights_of(r)) for n, r in rewards.items()) if size is not None
-    }
-    unknown = [name for name in config.rewards if name not in known]
+    known = {n: reward_memory(r, rewards.get(n), device) for n, r in config.rewards.items()}
+    unknown = [name for name, memory in known.items() if memory is None]
+    found = [memory for memory in known.values() if memory is not None]
+    scoring = RewardMemory(sum(m.resident for m in found), max((m.visiting for m in found), default=0))
     if backbone.device.type == "meta":
-        memory = run_memory(
-            backbone, config.model, sizes, config.rollout, config.train, config.eval, sum(known.values())
-        )
+        memory = run_memory(backbone, config.model, sizes, config.rollout, config.train, config.eval, scoring)
         free = free_bytes(device, num_processes if device.type == "cpu" else 1)
         choice = choose_chunks(memory, config, sizes.images, free, f"on {device}")
         described = f"memory of a process:\n{describe_memory(memory, choice.rollout, unknown)}"
@@ -123,6 +122,27 @@ def image_sizes(
         held_out=min(held_out, config.eval.max_images or held_out),
         held_out_lr=(val_side, val_side),
     )
+
+
+def reward_memory(settings: Any, reward: Reward | None, device: torch.device) -> RewardMemory | None:
+    """What a reward takes of the run's device, from the reward itself or from the sizes of its files.
+
+    settings: of the reward.  reward: None where it is not built.  None is returned where it cannot be told.
+    """
+    own = getattr(settings, "device", None)
+    if own is not None and not _same(torch.device(own), device):
+        return RewardMemory(0, 0)
+    size = None if reward is None else weights_of(reward)
+    if size is None:
+        sizes = [file.size for file in required_files(settings) if file.size is not None]
+        if not sizes:
+            return None
+        size = sum(sizes)
+    return RewardMemory(0, size) if getattr(settings, "offload", False) else RewardMemory(size, 0)
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
 
 
 def weights_of(reward: Reward) -> int | None:
