@@ -107,7 +107,7 @@ def unmatched(network: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def inject(network: nn.Module, adapter: str, config: Any) -> None:
-    """Put peft's layers of a LoraConfig into a network: float32, with values of peft's that leave torch's seed alone."""
+    """Put peft's layers of a LoraConfig into a network, in float32; torch's seed is left alone."""
     from peft import inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -112,8 +112,8 @@ class DiT4SRBackbone:
             texts = torch.randn(2, architecture.num_text_tokens, sizes.joint_attention_dim)
             pooled = torch.randn(2, sizes.pooled_projection_dim)
         for part in (network, vae):
-            if dtype != torch.float32:  # diffusers warns of every cast
-                nn.Module.to(part, dtype)
+            if dtype != torch.float32:
+                nn.Module.to(part, dtype)  # diffusers' own warns of every cast
         random_text = TextEmbeddings(texts[0], pooled[0], texts[1], pooled[1])
         return cls(network, vae, random_text if text is None else text, **options)
 

@@ -109,8 +109,8 @@ class LucidFluxBackbone:
             prompt = PromptEmbeddings(text.to(dtype), torch.randn(1, sizes.pooled_projection_dim).to(dtype))
         # the pre-restorer stays in float32
         for part in (network, encoders.vae, encoders.siglip, encoders.connector):
-            if dtype != torch.float32:  # diffusers warns of every cast
-                part.to(dtype)
+            if dtype != torch.float32:
+                nn.Module.to(part, dtype)  # diffusers' own warns of every cast
         return cls(network, encoders, prompt, **options)
 
     @classmethod

@@ -12,6 +12,7 @@ writes PE(t / T, l / L) and no LayerNorm; the released weights go with the form 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -117,8 +118,10 @@ class DualBranchConditioner(nn.Module):
                 f"{4 * STEM_CHANNELS}; only 16-channel latents, packed 2 x 2, fit"
             )
         width = branch["attention_head_dim"] * branch["num_attention_heads"]
-        self.condition_lq: Any = FluxControlNetModel(**branch)
-        self.condition_ldr: Any = FluxControlNetModel(**branch)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*FluxPosEmbed")  # diffusers' own use of its old name
+            self.condition_lq: Any = FluxControlNetModel(**branch)
+            self.condition_ldr: Any = FluxControlNetModel(**branch)
         self.modulation_lq = LayerModulation(width)
         self.modulation_ldr = LayerModulation(width)
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)

@@ -29,6 +29,7 @@ _PYIQA_FILES = {
     "clipiqa+": "CLIP-IQA+_learned_prompts-603f3273.pth",
     "niqe": "niqe_modelparameters.mat",
 }
+_SIZES = {"musiq": 109_000_000}
 _ON_CLIP = ("clipiqa", "clipiqa+")
 _CLIP_RN50 = (
     "https://openaipublic.azureedge.net/clip/models/"
@@ -80,7 +81,7 @@ def pyiqa_files(metric: str) -> tuple[RequiredFile, ...]:
     if metric in _PYIQA_FILES:
         name = quote(_PYIQA_FILES[metric])  # pyiqa calls its copy by the last part of the file's address
         own = single_file(str(Path(get_dir()) / "pyiqa" / name), "metric", PYIQA, name=name)
-        files.append(replace(own, released_as=_PYIQA_FILES[metric]))
+        files.append(replace(own, released_as=_PYIQA_FILES[metric], size=_SIZES.get(metric)))
     if metric in _ON_CLIP:
         files.append(
             RequiredFile("RN50.pt", Path(get_dir()) / "clip", "metric", licence="MIT", url=_CLIP_RN50)

@@ -28,7 +28,7 @@ from lucidnft.training.peak_memory import Measured, backward, measure, tensor_by
 from lucidnft.training.settings import EvalConfig, NFTTrainConfig
 
 TRAINED = "trained values and their copy"
-TRAINING = "its gradients, optimiser, average"
+TRAINING = "their gradients, optimiser, average"
 
 
 @dataclass(frozen=True)
