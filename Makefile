@@ -49,5 +49,5 @@ $(VENV)/.installed: $(DEFINITION) | $(BIN)/python
 	touch $@
 
 $(VENV)/.installed_dev: $(DEFINITION) | $(BIN)/python
-	$(PIP_INSTALL) -e '.[iqa,clip,dev]'
+	$(PIP_INSTALL) -e '.[iqa,clip,quantize,dev]'
 	touch $@ $(VENV)/.installed

@@ -16,13 +16,12 @@ from accelerate import Accelerator
 
 from lucidnft.checkpoint.required_files import check_files
 from lucidnft.config import FlowMatchingConfig, NFTConfig, RunConfig, dump_config, load_config
-from lucidnft.policy import Policy
 from lucidnft.rewards import RewardSuite
 from lucidnft.training import dry_run
 from lucidnft.training.device import build_accelerator, prepare_backbone
 from lucidnft.training.flow_matching_task import FlowMatchingTask
 from lucidnft.training.guards import Guards
-from lucidnft.training.nft_plan import load_backbone, planned_backbone, settle_plan
+from lucidnft.training.nft_plan import build_policy, planned_backbone, policy_header, settle_plan
 from lucidnft.training.plan import check_can_learn, describe_supervised_plan
 from lucidnft.training.policy_evaluation import PolicyEvaluator
 from lucidnft.training.policy_trainer import PolicyTrainer
@@ -46,7 +45,7 @@ def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> P
     guards = Guards()
     accelerator.print(f"data:\n{data.train.describe()}", *([guards.missing] if guards.missing else []))
     rollout = settle_plan(config, planned, data, suite.rewards, accelerator)
-    policy = Policy(load_backbone(config, planned, accelerator), config.model, seed=config.seed)
+    policy = build_policy(config, planned, accelerator)
     suite.to(accelerator.device)
     evaluator = PolicyEvaluator(
         policy, suite, data.held_out, config.eval,
@@ -55,13 +54,7 @@ def prepare_nft(config: NFTConfig, run_dir: Path, accelerator: Accelerator) -> P
     return PolicyTrainer(
         policy, suite, torch.tensor(weights), data.train, data.held_out, evaluator,
         rollout=rollout, train=config.train, log=config.log, run_dir=run_dir,
-        accelerator=accelerator, seed=config.seed,
-        header={
-            "backbone": config.model.model_dump(mode="json"),
-            "base_fingerprint": policy.backbone.fingerprint,
-            "config": config.model_dump(mode="json"),
-            **({} if policy.lora_shapes is None else {"lora": policy.lora_shapes}),
-        },
+        accelerator=accelerator, seed=config.seed, header=policy_header(config, policy),
     )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ def inject(network: nn.Module, adapter: str, config: Any) -> None:
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # two by design
+        warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass")  # read by merge(), not used
         inject_adapter_in_model(config, network, adapter_name=adapter)
     for parameter in adapter_parameters(network, adapter).values():
         # peft takes the base's dtype; in half precision most of AdamW's steps would be rounded away
@@ -171,7 +172,12 @@ def folded_adapter(network: nn.Module, adapter: str) -> Iterator[None]:
 
     For passes without gradients.  Afterwards the very tensors of before are back, also after an exception;
     nothing is subtracted, so no rounding is left behind.  Outputs differ from the adapter's by rounding.
+
+    Raises:
+        ValueError: the weights are not plain float32 tensors.
     """
+    if not can_fold(network):
+        raise ValueError("an adapter is folded into float32 weights only, not into rounded or quantised ones")
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for layer in lora_layers(network).values():
@@ -188,9 +194,9 @@ def folded_adapter(network: nn.Module, adapter: str) -> Iterator[None]:
 
 def can_fold(network: nn.Module) -> bool:
     """Are the adapted weights float32?  In half precision or quantised, folding would round to another policy."""
-    return all(
-        layer.get_base_layer().weight.dtype == torch.float32 for layer in lora_layers(network).values()
-    )
+    weights = [layer.get_base_layer().weight for layer in lora_layers(network).values()]
+    # a quantised weight is of a class of its own, and some name the dtype that they had before
+    return all(type(weight) is nn.Parameter and weight.dtype == torch.float32 for weight in weights)
 
 
 @torch.no_grad()

@@ -15,7 +15,9 @@ from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture, SD3Sizes
 from lucidnft.backbones.dit4sr_files import dit4sr_files
 from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
 from lucidnft.backbones.encoder_settings import EncoderSettings
+from lucidnft.backbones.quantization import quantize_base_, require_quantizer
 from lucidnft.backbones.released_sizes import sizes_in
+from lucidnft.backbones.speed import SpeedSettings
 from lucidnft.checkpoint import load_json
 from lucidnft.checkpoint.places import find_folder
 from lucidnft.checkpoint.released_files import load_released
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 TimeGrid = Literal["sd3", "scheduler", "uniform"]
 
 
-class DiT4SRBackboneConfig(LoraSettings, EncoderSettings):
+class DiT4SRBackboneConfig(LoraSettings, EncoderSettings, SpeedSettings):
     """`model:` section of a run with DiT4SR.
 
     Models in diffusers' layout are named by a folder or by a repository, owner/name or owner/name/folder, which is
@@ -73,7 +75,15 @@ class DiT4SRBackboneConfig(LoraSettings, EncoderSettings):
         Raises:
             FileNotFoundError: a folder or file is missing.
             ValueError: a configuration of another model, or weights that are not exactly the expected ones.
+            ImportError: the package that quantize needs is missing.
         """
+        require_quantizer(self.quantize)  # before minutes of loading
+        backbone = self._full(seed)
+        quantize_base_(backbone.network, self.quantize)
+        return backbone
+
+    def _full(self, seed: int) -> DiT4SRBackbone:
+        """With the weights in their own dtype."""
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
         from lucidnft.backbones.dit4sr import DiT4SRBackbone

@@ -18,7 +18,9 @@ from lucidnft.backbones.lucidflux_files import (
     SIGLIP,
     lucidflux_files,
 )
+from lucidnft.backbones.quantization import quantize_base_, require_quantizer
 from lucidnft.backbones.released_sizes import sizes_in
+from lucidnft.backbones.speed import SpeedSettings
 from lucidnft.checkpoint.places import find_folder
 from lucidnft.checkpoint.required_files import RequiredFile
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from lucidnft.backbones.lucidflux import LucidFluxBackbone
 
 
-class LucidFluxBackboneConfig(LoraSettings, EncoderSettings):
+class LucidFluxBackboneConfig(LoraSettings, EncoderSettings, SpeedSettings):
     """Where LucidFlux's weights are, and how it is run.
 
     Models in diffusers' or transformers' layout are named by a folder or by a repository, owner/name, which is then
@@ -75,7 +77,15 @@ class LucidFluxBackboneConfig(LoraSettings, EncoderSettings):
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, damaged, or another model's.
+            ImportError: the package that quantize needs is missing.
         """
+        require_quantizer(self.quantize)  # before minutes of loading
+        backbone = self._full(seed)
+        quantize_base_(backbone.network, self.quantize)
+        return backbone
+
+    def _full(self, seed: int) -> LucidFluxBackbone:
+        """With the weights in their own dtype."""
         import torch
 
         from lucidnft.backbones.lucidflux import LucidFluxBackbone

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 
 from lucidnft.backbones.lucidflux_condition import DualBranchConditioner
@@ -21,6 +22,11 @@ class LucidFluxNetwork(nn.Module):
         super().__init__()
         self.transformer: Any = transformer
         self.conditioner = conditioner
+        for module in self.modules():
+            if isinstance(module, FluxAttention):
+                for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+                    if hasattr(module, name):
+                        getattr(module, name).register_forward_hook(_in_dtype_of_input)
 
     @property
     def num_layers(self) -> int:
@@ -76,6 +82,11 @@ class LucidFluxNetwork(nn.Module):
             **shared,
         )[0]
         return unpack(velocity, *x_t.shape[2:])
+
+
+def _in_dtype_of_input(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Under autocast on a GPU the norms give float32 queries and keys; xformers and flash then refuse bf16 values."""
+    return output.to(inputs[0].dtype)
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from lucidnft.backbones.quantization import PACKAGES as QUANTIZERS
+from lucidnft.backbones.speed import INSTALLS
 from lucidnft.checkpoint.required_files import describe_required, format_size, missing_files, required_files
 from lucidnft.rewards import RewardSuite
 from lucidnft.schema import ConfigModel
@@ -54,12 +56,19 @@ def missing_folders(config: Any) -> list[str]:
 
 
 def missing_packages(config: Any) -> list[str]:
-    """Optional packages that a reward or an embedder needs."""
+    """Optional packages that a reward, an embedder or a setting of the model needs."""
     lines = []
     for path, section in _sections(config):
         package, extra = PACKAGES.get(getattr(section, "type", ""), ("", ""))
         if package and find_spec(package) is None:
             lines.append(f"{path}: package {package}; run: pip install 'lucidnft[{extra}]'")
+    model = getattr(config, "model", None)
+    package = QUANTIZERS.get(getattr(model, "quantize", "none"), "")
+    if package and find_spec(package) is None:
+        lines.append(f"model.quantize: package {package}; run: pip install 'lucidnft[quantize]'")
+    package, install = INSTALLS.get(getattr(model, "attention_backend", "sdpa"), ("", ""))
+    if package and find_spec(package) is None:
+        lines.append(f"model.attention_backend: package {package}; run: {install}")
     return lines
 
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lucidnft.algorithms.nft import NFT, NFTMinibatch
+from lucidnft.backbones import quantization
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.image_conditions import EncodesImages
 from lucidnft.backbones.precision import autocast_region
+from lucidnft.backbones.quantization import Quantize, quantisable_layers
 from lucidnft.flow.solvers import ODE_SOLVERS
 from lucidnft.policy import Policy, Role
 from lucidnft.records import Condition, ImageBatch
@@ -105,10 +107,18 @@ class RunMemory:
         }
 
 
-def weight_bytes(part: nn.Module) -> int:
-    """Bytes of a part of a backbone as it lies on the device, without adapters."""
-    weights = [value for name, value in part.named_parameters() if ".lora_" not in name]
-    return tensor_bytes([*weights, *part.buffers()])
+def weight_bytes(part: nn.Module, quantize: Quantize = "none") -> int:
+    """Bytes of a part of a backbone as it lies on the device, without adapters.
+
+    quantize: what becomes of the full weights of `part`.
+    """
+    weights = {id(v): v for name, v in part.named_parameters() if ".lora_" not in name}
+    rounded = 0
+    if quantize != "none":
+        for layer in quantisable_layers(part).values():
+            weight = weights.pop(id(layer.weight))
+            rounded += quantization.weight_bytes((weight.shape[0], weight.shape[1]), quantize)
+    return rounded + tensor_bytes([*weights.values(), *part.buffers()])
 
 
 def skeleton_of(model: ConfigModel, train: NFTTrainConfig, device: torch.device) -> Backbone | None:
@@ -136,7 +146,8 @@ def run_memory(
     settings: the `model:` section, for its LoRA.
     """
     rewards = rewards or RewardMemory(0, 0)
-    parts = {name: weight_bytes(part) for name, part in _parts(skeleton).items()}
+    quantize: Quantize = getattr(settings, "quantize", "none")
+    parts = {name: weight_bytes(part, quantize) for name, part in _parts(skeleton).items()}
     with torch.device("meta"):
         policy = Policy(skeleton, settings, seed=0)
     trained = tensor_bytes(policy.parameters.values())

@@ -11,8 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.speed import check_speed, prepare_speed
 from lucidnft.checkpoint.required_files import required_files
 from lucidnft.data.pools import TrainAndHeldOut
+from lucidnft.policy import Policy
 from lucidnft.rewards import Reward
 from lucidnft.rewards import base as reward_base
 from lucidnft.rollout import RolloutConfig, time_grid_of
@@ -38,10 +40,28 @@ def planned_backbone(config: Any, device: torch.device) -> Backbone:
     return config.model.build(seed=config.seed) if skeleton is None else skeleton
 
 
-def load_backbone(config: Any, planned: Backbone, accelerator: Accelerator) -> Backbone:
-    """The backbone with its weights, on the run's device."""
+def build_policy(config: Any, planned: Backbone, accelerator: Accelerator) -> Policy:
+    """The policy with its weights on the run's device, ready to run fast.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: weights or packages are missing, damaged, or do not run here.
+    """
+    check_speed(planned, config.model, accelerator.device)  # before minutes of loading
     backbone = config.model.build(seed=config.seed) if planned.device.type == "meta" else planned
-    return prepare_backbone(backbone, config.train, accelerator)
+    policy = Policy(prepare_backbone(backbone, config.train, accelerator), config.model, seed=config.seed)
+    prepare_speed(policy.backbone, config.model)
+    return policy
+
+
+def policy_header(config: Any, policy: Policy) -> dict[str, Any]:
+    """What is written into policy.safetensors beside the step: all that restoring with it needs."""
+    shapes = {} if policy.lora_shapes is None else {"lora": policy.lora_shapes}
+    return {
+        "backbone": config.model.model_dump(mode="json"),
+        "base_fingerprint": policy.backbone.fingerprint,
+        "config": config.model_dump(mode="json"),
+        **shapes,
+    }
 
 
 def settle_plan(

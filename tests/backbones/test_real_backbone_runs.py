@@ -101,3 +101,8 @@ def test_it_trains_resumes_to_the_same_numbers_and_restores_a_folder(run_file: P
 def test_only_a_base_that_can_be_saved_takes_flow_matching(run_file: Path) -> None:
     said = message(run_file, "task=flow_matching", "rollout.num_groups=1")
     assert "model.type: 'dit4sr' is unknown; expected one of tiny" in said
+
+
+def test_a_run_whose_attention_backend_cannot_run_says_so(run_file: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^train\.py: model\.attention_backend: flash .*sdpa"):
+        main(["--config", str(run_file), "model.attention_backend=flash"])
