@@ -27,7 +27,12 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 def test_modules_and_configs_are_found():
     assert len(MODULES) >= 40
     assert CONFIGS == [
+        "configs/dit4sr/nft.yaml",
+        "configs/dit4sr/nft_24gb.yaml",
         "configs/lucidflux/consistency.yaml",
+        "configs/lucidflux/nft.yaml",
+        "configs/lucidflux/nft_24gb.yaml",
+        "configs/lucidflux/nft_8gpu.yaml",
         "configs/tiny/consistency.yaml",
         "configs/tiny/consistency_embedder.yaml",
         "configs/tiny/flow_matching.yaml",

@@ -205,7 +205,7 @@ def _with_inner(path: str, section: Any) -> Iterator[tuple[str, Any]]:
 def _folder_fields(section: ConfigModel) -> list[str]:
     """Names of the settings that say where images are."""
     fields = type(section).model_fields
-    return [name for name in fields if name.endswith(("folder", "folders")) and name != "cache_folder"]
+    return [name for name in fields if name.endswith(("folder", "folders")) and "cache" not in name]
 
 
 def _image_folders(section: ConfigModel) -> Iterator[tuple[str, str]]:
