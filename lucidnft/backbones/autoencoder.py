@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lucidnft.backbones.image_conditions import public_settings
+from lucidnft.backbones.vae_sizes import AutoencoderSizes
 from lucidnft.rng import generator_for
 
 if TYPE_CHECKING:
@@ -88,3 +89,17 @@ def _digest(image: Tensor) -> str:
         return ""
     pixels = image.detach().float().cpu().contiguous().numpy().tobytes()
     return hashlib.blake2b(pixels, digest_size=16).hexdigest()
+
+
+def build_vae(sizes: AutoencoderSizes) -> AutoencoderKL:
+    """An autoencoder on the current default device, with torch's random weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    levels = len(sizes.block_out_channels)
+    return AutoencoderKL(
+        **sizes.model_dump(),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )

@@ -16,7 +16,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from lucidnft.backbones.autoencoder import Autoencoder, Posterior
+from lucidnft.backbones.autoencoder import Autoencoder, Posterior, build_vae
 from lucidnft.backbones.base import LatentSpec
 from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture
 from lucidnft.backbones.dit4sr_network import DiT4SRNetwork, LRKey
@@ -108,7 +108,7 @@ class DiT4SRBackbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = DiT4SRNetwork(lr_key=lr_key, control_scale=control_scale, **sizes.model_dump())
-            vae = build_autoencoder(architecture)
+            vae = build_vae(architecture.vae)
             texts = torch.randn(2, architecture.num_text_tokens, sizes.joint_attention_dim)
             pooled = torch.randn(2, sizes.pooled_projection_dim)
         for part in (network, vae):
@@ -244,16 +244,3 @@ class DiT4SRBackbone:
                 f"guidance_scale is {scale} but there is no negative prompt to guide away from; give text embeddings "
                 "with negative_prompt_embeds and negative_pooled_prompt_embeds, or set it to 1.0"
             )
-
-
-def build_autoencoder(architecture: DiT4SRArchitecture) -> AutoencoderKL:
-    """SD3's autoencoder on the current default device, with torch's random weights."""
-    sizes = architecture.vae.model_dump()
-    levels = len(sizes["block_out_channels"])
-    return AutoencoderKL(
-        **sizes,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )

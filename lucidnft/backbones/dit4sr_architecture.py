@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from lucidnft.backbones.vae_sizes import AutoencoderSizes
 from lucidnft.schema import ConfigModel
 
 
@@ -25,13 +26,9 @@ class SD3Sizes(ConfigModel):
     qk_norm: str = "rms_norm"
 
 
-class SD3VaeSizes(ConfigModel):
-    """diffusers.AutoencoderKL: that of Stable Diffusion 3."""
+class SD3VaeSizes(AutoencoderSizes):
+    """That of Stable Diffusion 3."""
 
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 16
-    norm_num_groups: int = 32
     scaling_factor: float = 1.5305
     shift_factor: float = 0.0609
 

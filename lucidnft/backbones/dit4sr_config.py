@@ -15,7 +15,6 @@ from lucidnft.backbones.dit4sr_architecture import DiT4SRArchitecture, SD3Sizes
 from lucidnft.backbones.dit4sr_files import dit4sr_files
 from lucidnft.backbones.dit4sr_text import EMPTY, TextEmbeddings
 from lucidnft.backbones.encoder_settings import EncoderSettings
-from lucidnft.backbones.quantization import quantize_base_, require_quantizer
 from lucidnft.backbones.released_sizes import sizes_in
 from lucidnft.backbones.speed import SpeedSettings
 from lucidnft.checkpoint import load_json
@@ -77,10 +76,7 @@ class DiT4SRBackboneConfig(LoraSettings, EncoderSettings, SpeedSettings):
             ValueError: a configuration of another model, or weights that are not exactly the expected ones.
             ImportError: the package that quantize needs is missing.
         """
-        require_quantizer(self.quantize)  # before minutes of loading
-        backbone = self._full(seed)
-        quantize_base_(backbone.network, self.quantize)
-        return backbone
+        return self.quantised(lambda: self._full(seed))
 
     def _full(self, seed: int) -> DiT4SRBackbone:
         """With the weights in their own dtype."""

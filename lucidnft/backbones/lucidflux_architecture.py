@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from lucidnft.backbones.vae_sizes import AutoencoderSizes
 from lucidnft.schema import ConfigModel
 
 
@@ -21,13 +22,9 @@ class FluxSizes(ConfigModel):
     axes_dims_rope: tuple[int, int, int] = (16, 56, 56)
 
 
-class VaeSizes(ConfigModel):
-    """diffusers.AutoencoderKL: that of FLUX.1."""
+class VaeSizes(AutoencoderSizes):
+    """That of FLUX.1."""
 
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 16
-    norm_num_groups: int = 32
     scaling_factor: float = 0.3611
     shift_factor: float = 0.1159
 

@@ -18,7 +18,6 @@ from lucidnft.backbones.lucidflux_files import (
     SIGLIP,
     lucidflux_files,
 )
-from lucidnft.backbones.quantization import quantize_base_, require_quantizer
 from lucidnft.backbones.released_sizes import sizes_in
 from lucidnft.backbones.speed import SpeedSettings
 from lucidnft.checkpoint.places import find_folder
@@ -79,10 +78,7 @@ class LucidFluxBackboneConfig(LoraSettings, EncoderSettings, SpeedSettings):
             FileNotFoundError, ValueError: a file is missing, damaged, or another model's.
             ImportError: the package that quantize needs is missing.
         """
-        require_quantizer(self.quantize)  # before minutes of loading
-        backbone = self._full(seed)
-        quantize_base_(backbone.network, self.quantize)
-        return backbone
+        return self.quantised(lambda: self._full(seed))
 
     def _full(self, seed: int) -> LucidFluxBackbone:
         """With the weights in their own dtype."""

@@ -12,6 +12,7 @@ from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from torch import Tensor
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from lucidnft.backbones.autoencoder import build_vae
 from lucidnft.backbones.lucidflux_architecture import LucidFluxArchitecture, SwinIRSizes
 from lucidnft.backbones.lucidflux_condition import PARTS, DualBranchConditioner
 from lucidnft.backbones.lucidflux_encoders import LucidFluxEncoders, PromptEmbeddings
@@ -35,16 +36,9 @@ def build_network(architecture: LucidFluxArchitecture) -> LucidFluxNetwork:
 
 def build_encoders(architecture: LucidFluxArchitecture) -> LucidFluxEncoders:
     """The frozen networks on the current default device, with torch's random weights."""
-    vae, siglip = architecture.vae.model_dump(), architecture.siglip.model_dump()
-    levels = len(vae["block_out_channels"])
+    siglip = architecture.siglip.model_dump()
     return LucidFluxEncoders(
-        AutoencoderKL(
-            **vae,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ),
+        build_vae(architecture.vae),
         SwinIR(**architecture.swinir.model_dump()),
         SiglipVisionModel(SiglipVisionConfig(**siglip, vision_use_head=False)),
         build_connector(siglip["hidden_size"], architecture.transformer.joint_attention_dim),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from lucidnft.backbones.base import Backbone
-from lucidnft.backbones.quantization import Quantize, repeated_blocks
+from lucidnft.backbones.quantization import Quantize, quantize_base_, repeated_blocks, require_quantizer
 from lucidnft.schema import ConfigModel
 
+BackboneT = TypeVar("BackboneT", bound=Backbone)
 AttentionBackend = Literal["sdpa", "xformers", "flash"]
 
 DISPATCHED_NAMES = {"sdpa": "native", "xformers": "xformers", "flash": "flash"}
@@ -40,6 +42,17 @@ class SpeedSettings(ConfigModel):
     quantize: Quantize = Field(
         default="none"
     )  # of the frozen linear weights; see lucidnft.backbones.quantization
+
+    def quantised(self, build: Callable[[], BackboneT]) -> BackboneT:
+        """What `build` makes, with its base weights as `quantize` says.
+
+        Raises:
+            ImportError: the package that quantize needs is missing; nothing was built then.
+        """
+        require_quantizer(self.quantize)  # before minutes of loading
+        backbone = build()
+        quantize_base_(backbone.network, self.quantize)
+        return backbone
 
     @model_validator(mode="after")
     def _quantised_weights_are_not_trained(self) -> SpeedSettings:
