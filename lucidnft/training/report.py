@@ -13,9 +13,10 @@ from typing import Any
 
 from PIL import Image
 
+from lucidnft.charts import Curve, interval_bar, line_chart
 from lucidnft.checkpoint import load_json, save_text
 from lucidnft.metric_logger import read_metrics
-from lucidnft.training.charts import Curve, interval_bar, line_chart
+from lucidnft.report_page import fold, page, paragraph, section, table
 from lucidnft.training.comparison import (
     ScoreComparison,
     compare_scores,
@@ -23,7 +24,6 @@ from lucidnft.training.comparison import (
     read_scores,
     summarise,
 )
-from lucidnft.training.report_page import fold, page, paragraph, section, table
 
 __all__ = ["compare_scores", "finish_run", "format_table", "write_report"]
 

@@ -1,4 +1,4 @@
-"""Line charts and interval bars as inline SVG, coloured by the page's CSS variables."""
+"""Line charts, interval bars and the axes of any chart as inline SVG, coloured by the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def line_chart(curve: Curve) -> str:
     values = [y for _, y in points] + extra + [v for _, low, high in curve.band for v in (low, high)]
     x_ticks = ticks(points[0][0], points[-1][0], whole=True)
     y_ticks = ticks(min(values), max(values))
-    to_x = _scale(min(x_ticks[0], points[0][0]), max(x_ticks[-1], points[-1][0]), LEFT, WIDTH - RIGHT)
-    to_y = _scale(min(y_ticks[0], *values), max(y_ticks[-1], *values), HEIGHT - BOTTOM, TOP)
-    parts = [*_axes(x_ticks, y_ticks, to_x, to_y, curve.y_label)]
+    to_x = scale(min(x_ticks[0], points[0][0]), max(x_ticks[-1], points[-1][0]), LEFT, WIDTH - RIGHT)
+    to_y = scale(min(y_ticks[0], *values), max(y_ticks[-1], *values), HEIGHT - BOTTOM, TOP)
+    parts = [*axes(x_ticks, y_ticks, to_x, to_y, x_label="training step", y_label=curve.y_label)]
     if len(curve.band) > 1:
         upper = [(s, high) for s, _, high in curve.band]
         lower = [(s, low) for s, low, _ in reversed(curve.band)]
@@ -73,7 +73,7 @@ def interval_bar(difference: float, low: float | None, high: float | None) -> st
     """A small SVG: the interval of a difference against zero, each on a scale of its own."""
     half, height = 60, 18
     reach = max(abs(v) for v in (difference, low or 0.0, high or 0.0)) or 1.0
-    to_x = _scale(-reach, reach, 6, 2 * half - 6)
+    to_x = scale(-reach, reach, 6, 2 * half - 6)
     bar = ""
     if low is not None and high is not None:
         bar = f'<line class="interval" x1="{to_x(low):.1f}" x2="{to_x(high):.1f}" y1="9" y2="9"/>'
@@ -107,7 +107,8 @@ def ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> li
     return [i * step for i in range(first, last + 1)]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
+def scale(low: float, high: float, start: float, end: float) -> Scale:
+    """The straight map that sends low to start and high to end."""
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
@@ -116,9 +117,16 @@ def _path(points: Sequence[Point], to_x: Scale, to_y: Scale) -> str:
     return " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in points)
 
 
-def _axes(
-    x_ticks: Sequence[float], y_ticks: Sequence[float], to_x: Scale, to_y: Scale, y_label: str
+def axes(
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    to_x: Scale,
+    to_y: Scale,
+    *,
+    x_label: str,
+    y_label: str,
 ) -> list[str]:
+    """SVG of the horizontal rules, the numbers at the ticks, and what both axes show."""
     bottom, middle = HEIGHT - BOTTOM, (TOP + HEIGHT - BOTTOM) / 2
     parts = []
     for value in y_ticks:
@@ -133,7 +141,7 @@ def _axes(
         )
     parts.append(
         f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
-        "training step</text>"
+        f"{escape(x_label)}</text>"
     )
     parts.append(
         f'<text class="axis" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'

@@ -1,4 +1,4 @@
-"""The frame of report.html: style for light and dark, and the parts of a page; nothing comes from outside."""
+"""The frame of a report: style for light and dark, and the parts of a page; nothing comes from outside."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ pre { overflow-x: auto; font: 13px/1.5 ui-monospace, monospace; margin: 10px 0 4
 """
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML document."""
+def page(title: str, body: Iterable[str], *, style: str = "") -> str:
+    """A whole HTML document; style is CSS beside what every report has."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n<body><main>\n"
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )

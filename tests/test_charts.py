@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lucidnft.training.charts import MAX_POINTS, Curve, interval_bar, line_chart, thinned, ticks
+from lucidnft.charts import MAX_POINTS, Curve, interval_bar, line_chart, thinned, ticks
 
 finite = st.floats(-1e6, 1e6)
 
