@@ -166,7 +166,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: a ValueError that lists every problem at once, each with its path, the value seen and
             the nearest valid name; or says that the file is missing or not YAML, or an override malformed.
     """
-    return parse_config(_read_values(Path(path), overrides), source=str(path))
+    return parse_config(read_values(Path(path), overrides), source=str(path))
 
 
 def parse_config(values: Any, *, source: str = "config") -> RunConfig:
@@ -198,7 +198,8 @@ def dump_config(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(values))
 
 
-def _read_values(path: Path, overrides: Sequence[str]) -> Any:
+def read_values(path: Path, overrides: Sequence[str]) -> Any:
+    """The plain values of a YAML file with `key.path=value` overrides, interpolations resolved.  Raises ConfigError."""
     if not path.is_file():
         what = "is a folder, expected a YAML file" if path.is_dir() else "does not exist"
         raise ConfigError(f"config file {path} {what}")

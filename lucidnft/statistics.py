@@ -1,4 +1,4 @@
-"""Is a difference between two evaluations of the same images more than chance?  Paired bootstrap."""
+"""Is a difference between two evaluations of the same images more than chance?  Bootstrap and signed ranks."""
 
 from __future__ import annotations
 
@@ -88,3 +88,44 @@ def bootstrap_means(values: np.ndarray, num_resamples: int, *, seed: int, key: s
     # How often each value is drawn is multinomial: one matrix product instead of n indices per resample.
     counts = draw.multinomial(values.size, np.full(values.size, 1 / values.size), size=num_resamples)
     return counts @ values / values.size
+
+
+def mean_interval(
+    values: Sequence[float], *, key: str = "", confidence: float = 0.95, num_resamples: int = 10_000
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of n values; None for fewer than two.  key: keys the resampling."""
+    if len(values) < 2:
+        return None
+    means = bootstrap_means(np.asarray(values, dtype=np.float64), num_resamples, seed=0, key=key)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def signed_rank_p(before: Sequence[float], after: Sequence[float]) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test (Biometrics Bulletin 1, 1945) on n pairs.
+
+    Pairs without a difference are left out; without any other p is 1.  Exact up to 50 pairs without ties among
+    the sizes of the differences, and up to 13 with; else by the normal approximation.
+    """
+    from scipy.stats import PermutationMethod, wilcoxon
+
+    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    differences = differences[differences != 0]
+    if differences.size == 0:
+        return 1.0
+    tied = np.unique(np.abs(differences)).size < differences.size
+    method: object = "exact" if not tied and differences.size <= 50 else "asymptotic"
+    if tied and differences.size <= 13:
+        method = PermutationMethod(n_resamples=2**13)  # all 2^13 signs, so exact
+    return float(wilcoxon(differences, method=method).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for the number of tests (Holm, Scandinavian Journal of Statistics 6, 1979), in order."""
+    adjusted = [1.0] * len(p_values)
+    largest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

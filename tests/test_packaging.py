@@ -18,7 +18,11 @@ import lucidnft
 from lucidnft.config import load_config
 
 REPOSITORY = Path(__file__).parent.parent
-CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml"))
+CONFIGS = sorted(
+    path.relative_to(REPOSITORY).as_posix()
+    for path in (REPOSITORY / "configs").rglob("*.yaml")
+    if path.parent.name != "eval"  # tests/evaluation/test_settings.py
+)
 MODULES = sorted(m.name for m in pkgutil.walk_packages(lucidnft.__path__, "lucidnft."))
 HEAVY = ("diffusers", "transformers", "pyiqa", "open_clip", "peft", "xformers", "accelerate")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())

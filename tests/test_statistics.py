@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucidnft.statistics import bootstrap_means, paired_difference
+from lucidnft.statistics import bootstrap_means, holm, mean_interval, paired_difference, signed_rank_p
 
 scores = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 
@@ -93,3 +93,27 @@ def test_more_confidence_is_wider():
 def test_unusable_scores_are_refused(before, after, options, message):
     with pytest.raises(ValueError, match=message):
         paired_difference(before, after, **options)
+
+
+def test_signed_rank_p_has_its_closed_forms():
+    base = [0.0] * 10
+    assert signed_rank_p(base, [float(i) for i in range(1, 11)]) == pytest.approx(2 / 2**10)  # all rise
+    assert signed_rank_p(base[:5], [-1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(4 / 2**5)  # rank sums 0 and 1
+    assert signed_rank_p(base[:4], [1.0, 1.0, 1.0, 1.0]) == pytest.approx(2 / 2**4)  # ties, still exact
+    assert signed_rank_p(base, base) == 1.0
+    assert signed_rank_p([0.0, *base[:5]], [0.0, -1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(4 / 2**5)
+
+
+def test_holm_adjusts_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_interval_of_a_mean_shrinks_with_the_root_of_n():
+    values = [float(i % 2) for i in range(400)]  # mean 0.5, standard deviation 0.5
+    low, high = mean_interval(values)
+    assert (low + high) / 2 == pytest.approx(0.5, abs=0.005)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.05)
+    assert mean_interval([1.0]) is None
+    narrow = mean_interval(values, confidence=0.5)
+    assert narrow[1] - narrow[0] == pytest.approx(2 * 0.6745 * 0.5 / 20, rel=0.08)

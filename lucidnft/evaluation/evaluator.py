@@ -1,0 +1,266 @@
+"""An evaluation: methods x images x metrics -> scores, and every score that is missing with its reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lucidnft.checkpoint.tensor_files import first_few
+from lucidnft.evaluation.cache import ScoreCache, score_key
+from lucidnft.evaluation.metrics import (
+    Metric,
+    MetricSpec,
+    UnavailableMetric,
+    build_metric,
+    check_names,
+    metric_specs,
+)
+from lucidnft.evaluation.pairing import Case, Pairs, Problem, file_digest, pair_method
+from lucidnft.evaluation.protocols import Protocol, label_of
+from lucidnft.evaluation.restoring import restore_method
+from lucidnft.evaluation.scoring import Job, score_jobs
+from lucidnft.evaluation.settings import EvaluationConfig, check_folders
+from lucidnft.images import UnreadableImageError, read_size
+from lucidnft.inference.device import choose_device
+
+CACHE_FILE = "cache.jsonl"
+MOST_WORKERS = 8  # that are started unless more are asked for; each loads every metric
+LOSSY = frozenset({".jpg", ".jpeg", ".webp", ".gif"})
+BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What tables need to know of a metric."""
+
+    name: str
+    lower_is_better: bool
+    needs: frozenset[str]
+    facts: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return label_of(self.name)
+
+
+@dataclass
+class Evaluation:
+    """Everything that tables, files and the report are made of."""
+
+    benchmark: str
+    protocol: Protocol
+    methods: tuple[str, ...]
+    baseline: str | None
+    metrics: tuple[MetricInfo, ...] = ()
+    folders: dict[str, str] = field(default_factory=dict)  # method -> its images
+    cases: dict[str, dict[str, Case]] = field(default_factory=dict)  # method -> stem -> files
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # method, metric, stem
+    problems: list[Problem] = field(default_factory=list)
+    unavailable: list[UnavailableMetric] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    num_computed: int = 0  # scores that were not in the cache
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for has a score."""
+        return not self.problems and not self.unavailable
+
+
+def evaluate(config: EvaluationConfig, *, progress: bool = True) -> Evaluation:
+    """Score the saved files of every method with every metric, as far as that can be done.
+
+    Scores are kept in output_dir/cache.jsonl as they are computed: a killed evaluation continues when it is started
+    again, and one with another metric or method computes only what is new.
+
+    Raises:
+        ValueError: a metric is unknown or lacks an input, a folder is missing or empty; nothing was scored then.
+        RuntimeError: a scoring process died; what was scored is kept.
+    """
+    check_folders(config)
+    check_names(config.metrics or ())
+    devices, workers = plan_workers(config.device, config.workers)
+    result = Evaluation(config.benchmark, config.conventions, config.method_names, config.baseline)
+    specs = metric_specs(config)
+    metrics = _load_metrics(specs, devices[0], result, progress)
+    metrics = _with_inputs(metrics, config, result)
+    result.metrics = tuple(
+        MetricInfo(m.name, m.lower_is_better, m.needs, {"identity": m.identity, **m.facts})
+        for m in metrics.values()
+    )
+    for method in result.methods:
+        pairs = _pairs_of(method, config, result, progress)
+        result.cases[method] = {case.stem: case for case in pairs.cases}
+        result.problems += pairs.problems
+        result.scores[method] = {name: {} for name in metrics}
+    result.notes += _notes(result, config)
+    usable = [spec for spec in specs if spec.name in metrics]
+    with ScoreCache(Path(config.output_dir) / CACHE_FILE) as cache:
+        _score(result, metrics, usable, cache, devices, workers, progress)
+    order = {name: index for index, name in enumerate(result.methods)}
+    result.problems.sort(key=lambda problem: (order[problem.method], problem.stem, problem.reason))
+    return result
+
+
+def plan_workers(device: str, workers: int) -> tuple[list[str], int]:
+    """Devices, and the number of processes: 0 means one for each GPU, or for each core up to MOST_WORKERS.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    chosen = choose_device(device, setting="device=")
+    if chosen.type == "cuda" and chosen.index is None:
+        devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    else:
+        devices = [str(chosen)]
+    if workers:
+        return devices, workers
+    cores = len(os.sched_getaffinity(0))
+    return devices, len(devices) if chosen.type == "cuda" else min(cores, MOST_WORKERS)
+
+
+def _load_metrics(
+    specs: Sequence[MetricSpec], device: str, result: Evaluation, progress: bool
+) -> dict[str, Metric]:
+    metrics = {}
+    for spec in tqdm(specs, desc="load metrics", unit="metric", leave=False, disable=not progress):
+        metric = build_metric(spec, device)
+        if isinstance(metric, UnavailableMetric):
+            result.unavailable.append(metric)
+        else:
+            metrics[spec.name] = metric
+    return metrics
+
+
+def _with_inputs(
+    metrics: Mapping[str, Metric], config: EvaluationConfig, result: Evaluation
+) -> dict[str, Metric]:
+    """The metrics whose inputs are there.
+
+    Raises:
+        ValueError: one that was asked for by name lacks an input; those of a protocol are left out with a note.
+    """
+    given = {side for side in ("lr", "hr") if getattr(config, side) is not None}
+    lacking = {name: sorted(metric.needs - given) for name, metric in metrics.items() if metric.needs - given}
+    by_protocol = set(config.conventions.metrics) if config.metrics is None else set()
+    refused = [f"'{n}' needs {' and '.join(needs)}" for n, needs in lacking.items() if n not in by_protocol]
+    if refused:
+        raise ValueError(f"metric {'; metric '.join(refused)}: give that folder, or leave the metric out")
+    if lacking:
+        result.notes.append(f"Left out, since there are no HR images: {', '.join(lacking)}.")
+    return {name: metric for name, metric in metrics.items() if name not in lacking}
+
+
+def _pairs_of(method: str, config: EvaluationConfig, result: Evaluation, progress: bool) -> Pairs:
+    failed: dict[str, str] = {}
+    if method in config.run:
+        assert config.lr is not None  # the settings have been checked for it
+        folder, failed = restore_method(
+            method, config.run[method], Path(config.lr), Path(config.output_dir),
+            device=config.device, progress=progress,
+        )  # fmt: skip
+    else:
+        folder = Path(config.methods[method])
+    result.folders[method] = str(folder)
+    given = {"hr": config.hr, "lr": config.lr}
+    benchmark = {side: Path(path) for side, path in given.items() if path is not None}
+    return pair_method(method, folder, benchmark, failed)
+
+
+def _score(
+    result: Evaluation,
+    metrics: Mapping[str, Metric],
+    specs: Sequence[MetricSpec],
+    cache: ScoreCache,
+    devices: Sequence[str],
+    workers: int,
+    progress: bool,
+) -> None:
+    jobs, keys, shared = _plan(result, metrics, cache)
+    bar = tqdm(total=len(jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress)
+    with bar:
+        for done in score_jobs(jobs, metrics, specs, devices, workers):
+            case = done.job.case
+            cache.add(
+                (keys[case.method, case.stem][name], name, case.stem, score)
+                for name, score in done.scores.items()
+            )
+            result.num_computed += len(done.scores)
+            result.problems += done.problems
+            bar.update()
+    for (method, stem), names in keys.items():
+        for name, key in names.items():
+            score = cache.get(key)
+            if score is not None:
+                result.scores[method][name][stem] = score
+    _tell_copies(result, shared)
+
+
+def _plan(
+    result: Evaluation, metrics: Mapping[str, Metric], cache: ScoreCache
+) -> tuple[list[Job], dict[tuple[str, str], dict[str, str]], dict[tuple[str, str], list[Case]]]:
+    """Jobs for the scores that are not in the cache, the cache's key of every score, and cases that equal a job's."""
+    jobs: list[Job] = []
+    keys: dict[tuple[str, str], dict[str, str]] = {}
+    asked: dict[str, tuple[str, str]] = {}  # key -> the case whose job computes it
+    copies: dict[tuple[str, str], list[Case]] = {}
+    digests: dict[Path, str] = {}
+    for method in result.methods:
+        for stem, case in result.cases[method].items():
+            try:
+                for path in case.files().values():
+                    digests[path] = digests[path] if path in digests else file_digest(path)
+            except OSError as error:
+                result.problems.append(Problem(method, stem, f"cannot be read: {error.strerror or error}"))
+                continue
+            known = {side: digests[path] for side, path in case.files().items()}
+            names = {name: score_key(metric, known) for name, metric in metrics.items()}
+            keys[method, stem] = names
+            missing = [name for name, key in names.items() if cache.get(key) is None]
+            new = tuple(name for name in missing if names[name] not in asked)
+            for name in missing:
+                first = asked.setdefault(names[name], (method, stem))
+                if first != (method, stem) and case not in copies.setdefault(first, []):
+                    copies[first].append(case)
+            if new:
+                jobs.append(Job(len(jobs), case, known["sr"], new))
+    return jobs, keys, copies
+
+
+def _tell_copies(result: Evaluation, copies: Mapping[tuple[str, str], Sequence[Case]]) -> None:
+    """Files that equal one that could not be scored have no score for the same reason."""
+    for problem in list(result.problems):
+        for case in copies.get((problem.method, problem.stem), ()):
+            result.problems.append(Problem(case.method, case.stem, problem.reason, problem.metrics))
+
+
+def _notes(result: Evaluation, config: EvaluationConfig) -> Iterable[str]:
+    """What makes numbers differ from a paper's although nothing went wrong."""
+    for method, cases in result.cases.items():
+        lossy = [stem for stem, case in cases.items() if case.sr.suffix.lower() in LOSSY]
+        if lossy:
+            yield (
+                f"{len(lossy)} of {len(cases)} images of {method} are JPEG, WebP or GIF files ({first_few(lossy)}); "
+                "their compression moves no-reference metrics: save PNG."
+            )
+    size = config.conventions.hr_size
+    if size is not None and config.hr is not None:
+        files = {case.hr for cases in result.cases.values() for case in cases.values() if case.hr is not None}
+        other = sorted(path.name for path in files if _size_of(path) not in ((size, size), None))
+        if other:
+            yield (
+                f"{len(other)} of {len(files)} HR images are not {size}x{size} pixels ({first_few(other)}): the "
+                f"numbers do not compare with published ones of protocol {config.protocol}."
+            )
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    try:
+        return read_size(path)
+    except UnreadableImageError:
+        return None  # scoring reports it by name

@@ -1,0 +1,57 @@
+"""Methods that are run first: a checkpoint restores the LR folder, then its files are evaluated like any others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from lucidnft.backbones.base import Backbone
+from lucidnft.evaluation.pairing import file_digest, printable
+from lucidnft.evaluation.settings import RestoreRun
+from lucidnft.images import list_images
+from lucidnft.inference import load_policy, restore
+from lucidnft.inference.checkpoints import BASE, find_weights
+from lucidnft.inference.device import choose_device, move_to
+from lucidnft.inference.folder import plan_jobs, restore_files
+from lucidnft.policy import Policy
+
+
+def restore_method(
+    name: str, run: RestoreRun, lr: Path, output_dir: Path, *, device: str, progress: bool = True
+) -> tuple[Path, dict[str, str]]:
+    """Restore the lr folder with a checkpoint; returns the folder of the results and {stem: why it failed}.
+
+    The folder's name has a hash of settings, weights and LR files, so that what another checkpoint or another
+    setting left behind is never taken for this one's; what this one left when it was stopped is kept.
+
+    Raises:
+        ValueError, OSError: the checkpoint cannot be loaded, or nothing can be written.
+    """
+    where = choose_device(device, setting="device=")
+    policy = move_to(load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path), where)
+    folder = output_dir / "restored" / f"{name}-{_run_digest(run, lr, policy)}"
+
+    def restore_image(image: Tensor, key: str) -> Tensor:
+        return restore(
+            policy, image, keys=[key], upscale=run.upscale, seed=run.seed, solver=run.solver,
+            num_inference_steps=run.num_inference_steps, align_method=run.align_method,
+        )  # fmt: skip
+
+    summary = restore_files(plan_jobs(lr, folder), restore_image, skip_existing=True, progress=progress)
+    return folder, {
+        printable(path.stem): f"could not be restored: {reason}" for path, reason in summary.failed
+    }
+
+
+def _run_digest(run: RestoreRun, lr: Path, policy: Policy | Backbone) -> str:
+    backbone = policy.backbone if isinstance(policy, Policy) else policy
+    parts = {
+        "settings": run.model_dump(mode="json", exclude={"checkpoint", "model_name_or_path"}),
+        "weights": BASE if run.checkpoint == BASE else file_digest(find_weights(run.checkpoint)),
+        "backbone": backbone.fingerprint,
+        "lr": [(printable(path.name), file_digest(path)) for path in list_images(lr)],
+    }
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()

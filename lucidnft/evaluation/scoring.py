@@ -1,0 +1,174 @@
+"""Scoring images in one process or in several; the numbers do not depend on how many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lucidnft.evaluation.metrics import Metric, MetricSpec, UnavailableMetric, build_metric
+from lucidnft.evaluation.pairing import Case, Problem
+from lucidnft.images import UnreadableImageError, read_image, tensor_to_uint8
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image and the metrics that have not scored it yet."""
+
+    index: int
+    case: Case
+    digest: str  # of the restored file
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What became of a job."""
+
+    job: Job
+    scores: dict[str, float]
+    problems: list[Problem]
+
+
+def score_jobs(
+    jobs: Sequence[Job],
+    metrics: Mapping[str, Metric],
+    specs: Sequence[MetricSpec],
+    devices: Sequence[str],
+    workers: int,
+) -> Iterator[JobResult]:
+    """Results in the order in which they are ready.
+
+    metrics: loaded on devices[0]; more than one worker load their own, by specs, spread over the devices.
+    A CPU process computes with one thread, since sums depend on how many share them.
+
+    Raises:
+        RuntimeError: a worker died, for instance because memory ran out.
+    """
+    if workers <= 1 or len(jobs) <= 1:
+        with single_thread(devices[0]):
+            for job in jobs:
+                yield score_case(job, metrics, devices[0])
+        return
+    context = multiprocessing.get_context("spawn")
+    count = min(workers, len(jobs))
+    with ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start_worker, initargs=(specs, devices, context.Value("i", 0))
+    ) as pool:
+        try:
+            for done in as_completed([pool.submit(_score_in_worker, job) for job in jobs]):
+                yield done.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of {count} scoring processes died, perhaps for lack of memory; what was scored is kept: use "
+                "fewer workers and run again"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def score_case(job: Job, metrics: Mapping[str, Metric], device: str) -> JobResult:
+    """Score one image with every metric of its job; what fails is a problem with the file's and metric's name."""
+    case = job.case
+    wanted = [metrics[name] for name in job.metrics]
+    sides = ["sr", *sorted({side for metric in wanted for side in metric.needs})]
+    images, unusable = _read_sides(case, sides, device)
+    if "sr" in unusable:
+        return JobResult(job, {}, [Problem(case.method, case.stem, unusable["sr"])])
+    scores: dict[str, float] = {}
+    failed: defaultdict[str, list[str]] = defaultdict(list)
+    for metric in wanted:
+        blocked = [unusable[side] for side in sorted(metric.needs) if side in unusable]
+        if blocked:
+            failed["; ".join(blocked)].append(metric.name)
+            continue
+        try:
+            scores[metric.name] = metric.value(job.digest, images["sr"], images.get("lr"), images.get("hr"))
+        # Metrics come from many packages and raise anything; one image must not end the evaluation of thousands.
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            failed[f"{kind}{error}".split("\n")[0]].append(metric.name)
+    problems = [Problem(case.method, case.stem, reason, tuple(names)) for reason, names in failed.items()]
+    return JobResult(job, scores, problems)
+
+
+def read_8bit(path: Path) -> Tensor:
+    """A file as the field scores it: (1, 3, H, W) in [0, 1] on 8-bit levels; deeper files are rounded to them.
+
+    Transparency and colour profiles are not looked at.  Raises UnreadableImageError.
+    """
+    return tensor_to_uint8(read_image(path).rgb)[None].float() / 255
+
+
+@contextmanager
+def single_thread(device: str) -> Iterator[None]:
+    """On the CPU, compute with one thread inside."""
+    threads = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _read_sides(case: Case, sides: Sequence[str], device: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Images by side, and for sides that cannot be used the reason."""
+    images: dict[str, Tensor] = {}
+    unusable: dict[str, str] = {}
+    for side in sides:
+        path = case.files().get(side)
+        if path is None:
+            continue  # check_needs has made sure that only optional inputs are missing
+        try:
+            images[side] = read_8bit(path).to(device)
+        except UnreadableImageError as error:
+            unusable[side] = f"the {side.upper()} file {path.name!r} cannot be read: {error.reason}"
+    if "sr" in images and "hr" in images and images["sr"].shape != images["hr"].shape:
+        sr, hr = (f"{images[side].shape[3]}x{images[side].shape[2]}" for side in ("sr", "hr"))
+        unusable["hr"] = f"the restored image is {sr} px, the HR image {hr} px; nothing is resized"
+    return images, unusable
+
+
+_worker: dict[str, Any] = {}  # what a worker process keeps between jobs
+
+
+def _start_worker(specs: Sequence[MetricSpec], devices: Sequence[str], counter: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    with counter.get_lock():
+        device = devices[counter.value % len(devices)]
+        counter.value += 1
+    if device == "cpu":
+        torch.set_num_threads(1)
+    metrics = {}
+    for spec in specs:
+        metric = build_metric(spec, device)
+        if isinstance(metric, UnavailableMetric):
+            raise RuntimeError(f"metric '{metric.name}' was loaded once and cannot be again: {metric.reason}")
+        metrics[spec.name] = metric
+    _worker.update(metrics=metrics, device=device)
+
+
+def _follow_parent() -> None:
+    """A killed parent cannot stop its workers, which would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _score_in_worker(job: Job) -> JobResult:
+    return score_case(job, _worker["metrics"], _worker["device"])

@@ -1,0 +1,121 @@
+"""From scores of images to the numbers of a table: means, intervals, gains over the baseline, ranks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
+from lucidnft.evaluation.protocols import decimals_of
+from lucidnft.statistics import PairedDifference, holm, mean_interval, paired_difference, signed_rank_p
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A method against the baseline, on the images that both have."""
+
+    paired: PairedDifference
+    p: float  # of Wilcoxon's signed-rank test, two-sided
+    p_holm: float  # adjusted for the number of gains in the table
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method and one metric."""
+
+    method: str
+    metric: str
+    n: int
+    mean: float
+    low: float | None  # 95 % bootstrap interval of the mean; None for one image
+    high: float | None
+    gain: Gain | None  # None for the baseline, and where there is none
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        values = {key: value for key, value in asdict(self).items() if key != "gain"}
+        if self.gain is not None:
+            paired = self.gain.paired
+            values |= {
+                "gain": paired.difference,
+                "gain_low": paired.low,
+                "gain_high": paired.high,
+                "gain_n": paired.n,
+                "p": self.gain.p,
+                "p_holm": self.gain.p_holm,
+                "verdict": paired.verdict,
+            }
+        return values
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Every cell that has a number, with the ranks that tables mark."""
+
+    cells: dict[tuple[str, str], Cell]  # (method, metric)
+    decimals: dict[str, int]  # digits behind the point, by metric
+    best: dict[str, frozenset[str]]  # metric -> methods that show the best number
+    second: dict[str, frozenset[str]]  # empty with fewer than three methods
+
+    def get(self, method: str, metric: str) -> Cell | None:
+        """The cell, or None where nothing was scored."""
+        return self.cells.get((method, metric))
+
+
+def summarise(result: Evaluation) -> Summary:
+    """Means, intervals and gains of an evaluation."""
+    gains = _gains(result)
+    cells = {}
+    for method in result.methods:
+        for metric in result.metrics:
+            scores = list(result.scores[method][metric.name].values())
+            if scores:
+                low, high = mean_interval(scores, key=f"{method}/{metric.name}") or (None, None)
+                cells[method, metric.name] = Cell(
+                    method, metric.name, len(scores), sum(scores) / len(scores), low, high,
+                    gains.get((method, metric.name)),
+                )  # fmt: skip
+    decimals, best, second = {}, {}, {}
+    for metric in result.metrics:
+        column = [cell for cell in cells.values() if cell.metric == metric.name]
+        decimals[metric.name] = decimals_of(metric.name, max((abs(c.mean) for c in column), default=0.0))
+        first_two = _ranked(column, metric, decimals[metric.name]) if len(column) > 1 else [frozenset()] * 2
+        best[metric.name] = first_two[0]
+        second[metric.name] = first_two[1] if len(column) > 2 else frozenset()
+    return Summary(cells, decimals, best, second)
+
+
+def _gains(result: Evaluation) -> dict[tuple[str, str], Gain]:
+    if result.baseline is None:
+        return {}
+    paired: dict[tuple[str, str], tuple[PairedDifference, float]] = {}
+    for method in result.methods:
+        for metric in result.metrics:
+            base, own = (result.scores[name][metric.name] for name in (result.baseline, method))
+            common = sorted(base.keys() & own.keys())
+            if method == result.baseline or not common:
+                continue
+            before, after = [base[stem] for stem in common], [own[stem] for stem in common]
+            difference = paired_difference(
+                before, after, key=f"{method}/{metric.name}", lower_is_better=metric.lower_is_better
+            )
+            paired[method, metric.name] = difference, signed_rank_p(before, after)
+    adjusted = holm([p for _, p in paired.values()])
+    return {
+        place: Gain(difference, p, p_holm)
+        for (place, (difference, p)), p_holm in zip(paired.items(), adjusted, strict=True)
+    }
+
+
+def _ranked(column: list[Cell], metric: MetricInfo, decimals: int) -> list[frozenset[str]]:
+    """Methods with the best and with the second number, as printed: what looks equal is equal."""
+    shown = {cell.method: round(cell.mean, decimals) for cell in column}
+    values = sorted(set(shown.values()), reverse=not metric.lower_is_better)
+    found = [frozenset(method for method, value in shown.items() if value == wanted) for wanted in values[:2]]
+    return [*found, frozenset()][:2]
