@@ -108,12 +108,13 @@ def check_names(names: Iterable[str]) -> None:
 
     Without pyiqa its names are not known; its metrics are then unavailable, which building them says.
     """
+    own = [name for name in library_names() if name not in NEED_SETTINGS]
+    others = [name for name in names if name not in own]
     try:
-        known = metric_names()
+        known = metric_names() if others else []
     except ImportError:
         return
-    own = [name for name in library_names() if name not in NEED_SETTINGS]
-    unknown = [name for name in names if name not in known and name not in own]
+    unknown = [name for name in others if name not in known]
     if unknown:
         raise ValueError(
             "; ".join(f"metric {unknown_name(name, [*own, *known])}" for name in unknown)

@@ -11,11 +11,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyiqa
 import pytest
 import torch
 from PIL import Image
 
+from lucidnft.evaluation import metrics
 from lucidnft.evaluation.cache import ScoreCache
 from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.metrics import MetricSpec, UnavailableMetric, build_metric, wanted_file
@@ -26,6 +28,12 @@ from lucidnft.images import save_image
 from lucidnft.rewards import build_reward
 from lucidnft.rewards.iqa import IQAConfig
 from lucidnft.rewards.lr_fidelity import LRFidelityConfig
+from lucidnft.rewards.quality import (
+    QualityArchitecture,
+    QualityNetConfig,
+    QualityNetwork,
+    save_quality_network,
+)
 from tests.evaluation.conftest import STEMS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -125,9 +133,7 @@ def test_deep_files_are_scored_on_8_bit_levels(tmp_path):
     assert torch.equal(flat[0], torch.from_numpy(_pillow(tmp_path / "flat.png")))
 
 
-def _pillow(path):
-    import numpy as np
-
+def _pillow(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).transpose(2, 0, 1).astype(np.float32) / 255
 
 
@@ -160,8 +166,6 @@ def test_equal_files_are_scored_once_and_fail_together(settings, benchmark_folde
 
 
 def test_a_metric_is_another_with_other_settings_versions_or_weights(monkeypatch, tmp_path):
-    from lucidnft.evaluation import metrics
-
     def identity(name: str, **values: object) -> str:
         metric = build_metric(MetricSpec(name, LRFidelityConfig(**values)), "cpu")
         assert not isinstance(metric, UnavailableMetric)
@@ -172,20 +176,15 @@ def test_a_metric_is_another_with_other_settings_versions_or_weights(monkeypatch
     assert identity("other") != first
     monkeypatch.setattr(metrics, "SCORING_VERSION", 2)
     assert identity("lr_fidelity") != first
-    quality = [build_metric(MetricSpec("q", _quality(path)), "cpu") for path in _two_networks(tmp_path)]
+    quality = [
+        build_metric(MetricSpec("q", QualityNetConfig(path=str(path))), "cpu")
+        for path in _two_networks(tmp_path)
+    ]
     assert quality[0].facts["weights"] != quality[1].facts["weights"]
     assert quality[0].facts["files"] != quality[1].facts["files"]
 
 
-def _quality(path):
-    from lucidnft.rewards.quality import QualityNetConfig
-
-    return QualityNetConfig(path=str(path))
-
-
-def _two_networks(folder):
-    from lucidnft.rewards.quality import QualityArchitecture, QualityNetwork, save_quality_network
-
+def _two_networks(folder: Path) -> tuple[Path, Path]:
     for name in ("one", "two"):
         network = QualityNetwork(QualityArchitecture((8, 8, 8), (1, 1, 1)))
         save_quality_network(network, folder / f"{name}.safetensors")
@@ -223,8 +222,11 @@ def test_names_that_are_no_text_are_paired_and_printed(tmp_path):
     assert printable("a b") == "a b"
 
 
+QUICK = ["lr_fidelity", "quality_net"]  # which start fast
+
+
 def command(settings, *overrides: str) -> list[str]:
-    config = settings(metrics=["psnr", "ssim"])
+    config = settings(metrics=QUICK)
     path = Path(config.output_dir).with_name("mine.yaml")
     path.write_text(json.dumps(config.model_dump(mode="json", exclude={"run", "rewards"})))
     return [sys.executable, "-m", "lucidnft.evaluation", str(path), *overrides]
@@ -235,7 +237,7 @@ def test_a_killed_evaluation_continues_and_processes_do_not_change_the_numbers(s
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(
         "import time, lucidnft.evaluation.scoring as s\nscore = s.score_case\n"
-        "def late(*a):\n    time.sleep(1.0)\n    return score(*a)\ns.score_case = late\n"
+        "def late(*a):\n    time.sleep(0.5)\n    return score(*a)\ns.score_case = late\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{slow}:{REPOSITORY}"}
     cache = tmp_path / "out" / "cache.jsonl"
@@ -253,9 +255,9 @@ def test_a_killed_evaluation_continues_and_processes_do_not_change_the_numbers(s
     while any(_lives(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_lives(child) for child in children)  # workers follow their parent
-    continued = evaluate(settings(metrics=["psnr", "ssim"]), progress=False)
+    continued = evaluate(settings(metrics=QUICK), progress=False)
     assert continued.num_computed == 20 - kept
-    alone = evaluate(settings(metrics=["psnr", "ssim"], output_dir=str(tmp_path / "alone")), progress=False)
+    alone = evaluate(settings(metrics=QUICK, output_dir=str(tmp_path / "alone")), progress=False)
     assert alone.num_computed == 20 and alone.scores == continued.scores
 
 
