@@ -153,14 +153,15 @@ class Page(HTMLParser):
 
 
 def test_the_report_is_one_whole_page_with_plots_and_sheets(settings, benchmark_folders, tmp_path):
-    save_image(benchmark_folders["ours"] / "<i>.png", torch.rand(3, 48, 64))
+    for folder in benchmark_folders.values():
+        save_image(folder / "<i>.png", torch.rand(3, 48, 64))
     result = evaluate(settings(metrics=["psnr", "ssim", "piqe"]), progress=False)
     html = write_report(tmp_path, result, summarise(result)).read_text()
     page = Page()
     page.feed(html)
     assert not page.open
     assert page.counts["svg"] >= 2 + 3  # scatters of piqe against psnr and ssim, sorted differences of all
-    assert page.counts["img"] == 3 * 4 * 4  # three metrics, two worst and two best, LR base ours HR
+    assert page.counts["img"] == 3 * 6 * 4  # three metrics, three worst and three best, LR base ours HR
     assert "&lt;i&gt;" in html and "<i>.png" not in html
     assert "ours against base: " in html and re.search(r"improved, \d worse", html)
 
