@@ -55,15 +55,17 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _low_band(images: Tensor) -> Tensor:
-    channels = images.shape[1]
+    # A channel at a time: a large image's intermediate results would be several times its size.
+    return torch.cat([_low_band_of_channel(channel) for channel in images.split(1, dim=1)], dim=1)
+
+
+def _low_band_of_channel(images: Tensor) -> Tensor:
     taps = images.new_tensor([0.25, 0.5, 0.25])
-    rows = taps.view(1, 1, 3, 1).expand(channels, 1, 3, 1)
-    columns = taps.view(1, 1, 1, 3).expand(channels, 1, 1, 3)
     for level in range(NUM_LEVELS):
         dilation = 2**level
         padded = F.pad(images, (dilation, dilation, dilation, dilation), mode="replicate")
-        images = F.conv2d(padded, rows, dilation=dilation, groups=channels)
-        images = F.conv2d(images, columns, dilation=dilation, groups=channels)
+        images = F.conv2d(padded, taps.view(1, 1, 3, 1), dilation=dilation)
+        images = F.conv2d(images, taps.view(1, 1, 1, 3), dilation=dilation)
     return images
 
 

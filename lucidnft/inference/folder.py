@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lucidnft.images import UnreadableImageError, list_images, read_image, resize, save_image
+from lucidnft.inference.tile_memory import is_out_of_memory
 
 RestoreFunction = Callable[[Tensor, str], Tensor]
 """(lr (1, 3, h, w) in [0, 1], key) -> sr (1, 3, H, W) in [0, 1]."""
@@ -114,7 +114,7 @@ def restore_file(job: RestoreJob, restore_image: RestoreFunction) -> str | None:
     except ValueError as error:
         return str(error)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return "not enough memory to restore it whole; restore it in pieces or on another device"
     alpha = None
@@ -130,10 +130,6 @@ def restore_file(job: RestoreJob, restore_image: RestoreFunction) -> str | None:
         icc_profile=image.icc_profile,
     )
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _check_targets(jobs: Sequence[RestoreJob]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -13,16 +13,18 @@ from lucidnft.backbones.base import Backbone
 from lucidnft.flow.solvers import ODE_SOLVERS
 from lucidnft.images import resize
 from lucidnft.inference.color_fix import COLOR_FIXES, AlignMethod
-from lucidnft.policy import Policy, Role
-from lucidnft.records import Condition
+from lucidnft.inference.restoration import AlignTo, NoiseFunction, Restoration
+from lucidnft.inference.sizes import output_size, pad_to_multiple
+from lucidnft.inference.tile_memory import TilePlan, TileSize
+from lucidnft.inference.tiled_images import SolveSettings, backbone_of
+from lucidnft.policy import Policy
 from lucidnft.rng import generator_for
 
-NoiseFunction = Callable[[tuple[int, int, int], int, str], Tensor]
-"""(shape (C, h, w), seed, key) -> the standard normal start of one image's solve."""
+__all__ = ["keyed_noise", "output_size", "pad_to_multiple", "restore"]
 
 
 def keyed_noise(shape: tuple[int, int, int], seed: int, key: str) -> Tensor:
-    """Noise that depends on (seed, key, shape) alone: not on the batch, nor on the place in a folder."""
+    """Noise that depends on (seed, key, shape) alone: not on the batch, the tiles, nor the place in a folder."""
     return torch.randn(shape, generator=generator_for(seed, "restore", key))
 
 
@@ -32,12 +34,19 @@ def restore(
     lr: Tensor,
     *,
     upscale: float | None = None,
+    size: tuple[int, int] | None = None,
     seed: int = 0,
     keys: Sequence[str] | None = None,
     num_inference_steps: int | None = None,
     solver: str = "euler",
+    fidelity: float = 0.0,
     align_method: AlignMethod = "nofix",
+    align_to: AlignTo = "lr",
+    tile_size: TileSize = None,
+    tile_overlap: int | None = None,
+    process_size: int | None = None,
     batch_size: int = 8,
+    storage: torch.device | str | None = None,
     noise_fn: NoiseFunction = keyed_noise,
 ) -> Tensor:
     """Restore LR images of one size: (N, 3, h, w) in [0, 1] -> (N, 3, round(h * upscale), round(w * upscale)).
@@ -49,116 +58,115 @@ def restore(
     Args:
         policy_or_backbone: a policy is used in its current role, a backbone as it is.
         upscale: output size over input size; None takes the backbone's own factor.
+        size: (H, W) of the output instead of a factor; `sizes.asked_size` gives one that does not distort.
         keys: N names that key the noise, together with `seed`; default "0" .. "N-1".
         num_inference_steps: solver steps; None takes the backbone's own number.
         solver: "euler", "heun" or "dpm2".
-        align_method: colour transfer from the up-sampled LR image, see `color_fix`.
-        batch_size: images solved at a time; bounds memory.
+        fidelity: 0 to 1.  0 draws from pure noise; above, the solve starts later, at the time 1 - 0.98 * fidelity,
+            from the up-sampled LR image with that much noise: less detail, closer to the input.
+        align_method: colour transfer onto the whole output, see `color_fix`.
+        align_to: whose colours: the up-sampled LR image's, or those of what the backbone's pre-restorer made of it.
+        tile_size: output pixels a side of the tiles that the backbone sees; None: the whole image at once;
+            "auto": the whole image when it fits into free memory, else the largest tile that does.  When memory
+            runs out, tiles of half the size are taken, with a warning; pixels are those of asking for that size.
+        tile_overlap: output pixels that neighbouring tiles share at least; default an eighth of the tile.
+        process_size: output pixels that the shorter side has at least when the backbone sees it; smaller images
+            are enlarged before and the result is brought to its size after.
+        batch_size: images, or tiles of one image, solved at a time; bounds memory.
+        storage: where tensors of the whole image live; default the backbone's device.
         noise_fn: how one image's noise is drawn.
 
     Returns:
-        float32 in [0, 1], on the device of the backbone.
+        float32 in [0, 1], on the storage device.
 
     Raises:
         ValueError: an argument is out of range, or the result is not finite (the image is named).
+        torch.OutOfMemoryError, MemoryError: the smallest tiles do not fit, or tile_size is None.
     """
-    backbone = policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
+    backbone = backbone_of(policy_or_backbone)
     num_inference_steps = backbone.default_num_steps if num_inference_steps is None else num_inference_steps
-    _check_settings(num_inference_steps, solver, align_method, batch_size)
+    _check_settings(num_inference_steps, solver, align_method, align_to, batch_size)
+    _check_ranges(fidelity, tile_size, tile_overlap, process_size)
     keys = [str(i) for i in range(lr.shape[0])] if keys is None else list(keys)
     _check_images(lr, keys)
-    native, upscale = _factors(backbone, upscale)
-    lr = lr.float().to(next(backbone.module.parameters()).device)
-    size = output_size(lr.shape[2], lr.shape[3], upscale)
-    parts = []
-    for start in range(0, lr.shape[0], batch_size):
-        part, part_keys = lr[start : start + batch_size], keys[start : start + batch_size]
-        height, width = part.shape[2] * native, part.shape[3] * native
-        padded = pad_to_multiple(
-            part, backbone.latent_spec.multiple // math.gcd(backbone.latent_spec.multiple, native)
-        )
-        shape = backbone.latent_spec.grid(padded.shape[2] * native, padded.shape[3] * native)
-        noise = torch.stack([noise_fn(shape, seed, key) for key in part_keys]).to(part.device)
-        x_0 = _solve(policy_or_backbone, padded, noise, native, num_inference_steps, solver)
-        _check_finite(x_0, part_keys)
-        sr = resize(backbone.decode(x_0)[:, :, :height, :width], size)
-        sr = COLOR_FIXES[align_method](sr, resize(part, size)).clamp(0, 1)
-        _check_finite(sr, part_keys)
-        parts.append(sr)
-    return torch.cat(parts)
+    size = _wanted_size(backbone, lr, upscale, size)
+    lr = lr.float().to(backbone.device if storage is None else storage)
+    factor = max(size[0] / lr.shape[2], size[1] / lr.shape[3])
+    native = backbone.upscale or max(1, math.ceil(factor))
+    restoration = Restoration(
+        policy_or_backbone, SolveSettings(num_inference_steps, solver, fidelity), size, native, align_method,
+        align_to, seed, noise_fn,
+    )  # fmt: skip
+    seen = _enlarged(lr, native, process_size)
+    plan = TilePlan(
+        None if tile_size == "auto" else tile_size, tile_overlap, batch_size, tile_size is not None
+    )
+    return restoration.run(lr, seen, keys, restoration.fit(seen, plan) if tile_size == "auto" else plan)
 
 
-def output_size(height: int, width: int, upscale: float) -> tuple[int, int]:
-    """(H, W) of a restored h x w image: each side rounded, and at least one pixel."""
-    return max(1, round(height * upscale)), max(1, round(width * upscale))
-
-
-def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """(N, C, H, W) extended right and down by reflection until both sides are multiples.
-
-    An extension longer than the image reflects again and again; a side of one pixel repeats it.
-    """
-    rows = _reflected(images.shape[2], multiple).to(images.device)
-    columns = _reflected(images.shape[3], multiple).to(images.device)
-    return images.index_select(2, rows).index_select(3, columns)
-
-
-def _reflected(size: int, multiple: int) -> Tensor:
-    positions = torch.arange(math.ceil(size / multiple) * multiple)
-    if size == 1:
-        return torch.zeros_like(positions)
-    period = 2 * (size - 1)
-    folded = positions % period
-    return torch.minimum(folded, period - folded)
-
-
-def _solve(
-    policy_or_backbone: Policy | Backbone,
-    lr: Tensor,
-    noise: Tensor,
-    upscale: int,
-    num_inference_steps: int,
-    solver: str,
-) -> Tensor:
-    """x_0 (B, C, h, w) of padded LR images."""
-    region: AbstractContextManager[None] = nullcontext()
-    if isinstance(policy_or_backbone, Policy):
-        policy, backbone = policy_or_backbone, policy_or_backbone.backbone
-        region = policy.folded(Role.CURRENT)
-
-        def velocity_of(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            return policy(x_t, t, condition, Role.CURRENT)
-
-    else:
-        backbone = policy_or_backbone
-        velocity_of = backbone.velocity
-    condition = backbone.encode_condition(lr, upscale=upscale)
-    grid = backbone.default_time_grid(num_inference_steps, lr.shape[2] * upscale, lr.shape[3] * upscale)
-    with region:
-        return ODE_SOLVERS[solver](lambda x_t, t: velocity_of(x_t, t, condition), noise, grid).x_0
-
-
-def _factors(backbone: Backbone, upscale: float | None) -> tuple[int, float]:
-    """The whole factor to restore at, and the factor of the output."""
+def _wanted_size(
+    backbone: Backbone, lr: Tensor, upscale: float | None, size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """(H, W) of the outputs."""
+    if size is not None:
+        if upscale is not None:
+            raise ValueError(f"both upscale ({upscale}) and size ({size}) are given; one of them decides")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size is {size}, expected (height, width), 1 pixel or more each")
+        return size
     if upscale is None:
         upscale = backbone.upscale
     if upscale is None:
         raise ValueError(f"backbone '{backbone.name}' has no upscale factor of its own; pass upscale, e.g. 4")
     if isinstance(upscale, bool) or not (math.isfinite(upscale) and upscale > 0):
         raise ValueError(f"upscale is {upscale}, expected a number above 0")
-    return backbone.upscale or max(1, math.ceil(upscale)), upscale
+    return output_size(lr.shape[2], lr.shape[3], upscale)
 
 
-def _check_settings(num_inference_steps: int, solver: str, align_method: str, batch_size: int) -> None:
+def _enlarged(lr: Tensor, native: int, process_size: int | None) -> Tensor:
+    """The LR images, larger if their restorations would be below process_size."""
+    shorter = min(lr.shape[2:]) * native
+    if process_size is None or shorter >= process_size:
+        return lr
+    height, width = (math.ceil(side * process_size / shorter) for side in lr.shape[2:])
+    return resize(lr, (height, width))
+
+
+def _check_settings(
+    num_inference_steps: int, solver: str, align_method: str, align_to: str, batch_size: int
+) -> None:
     for name, value, allowed in (
         ("solver", solver, ODE_SOLVERS),
         ("align_method", align_method, COLOR_FIXES),
+        ("align_to", align_to, get_args(AlignTo)),
     ):
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    if align_to != "lr" and align_method == "nofix":
+        raise ValueError(
+            f"align_to is {align_to!r}, but align_method 'nofix' takes no colours; choose a method"
+        )
     for name, number in (("num_inference_steps", num_inference_steps), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} is {number}, expected 1 or more")
+
+
+def _check_ranges(
+    fidelity: float, tile_size: TileSize, tile_overlap: int | None, process_size: int | None
+) -> None:
+    if not 0 <= fidelity <= 1:
+        raise ValueError(f"fidelity is {fidelity}, expected 0 (most detail) to 1 (closest to the input)")
+    if isinstance(tile_size, str) and tile_size != "auto":
+        raise ValueError(f"tile_size is {tile_size!r}, expected pixels, 'auto' or None")
+    if tile_overlap is not None and tile_size is None:
+        raise ValueError(f"tile_overlap is {tile_overlap}, but without tile_size there are no tiles")
+    for name, number, least in (
+        ("tile_size", tile_size, 1),
+        ("tile_overlap", tile_overlap, 0),
+        ("process_size", process_size, 1),
+    ):
+        if isinstance(number, int) and number < least:
+            raise ValueError(f"{name} is {number}, expected {least} or more")
 
 
 def _check_images(lr: Tensor, keys: Sequence[str]) -> None:
@@ -171,13 +179,3 @@ def _check_images(lr: Tensor, keys: Sequence[str]) -> None:
     low, high = (float(v) for v in lr.aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # also catches NaN
         raise ValueError(f"lr spans [{low:.4g}, {high:.4g}], expected [0, 1]")
-
-
-def _check_finite(values: Tensor, keys: Sequence[str]) -> None:
-    bad = (~torch.isfinite(values).flatten(1).all(dim=1)).nonzero().flatten().tolist()
-    if bad:
-        names = ", ".join(repr(keys[i]) for i in bad[:3])
-        raise ValueError(
-            f"the restoration of {len(bad)} image(s) is not finite ({names}): the checkpoint has diverged or is "
-            "damaged; use an earlier one"
-        )

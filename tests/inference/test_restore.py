@@ -180,7 +180,7 @@ class FreeBackbone:
         self.asked = []
         self.inner = backbone
         self.module, self.latent_spec = backbone.module, backbone.latent_spec
-        self.velocity, self.decode = backbone.velocity, backbone.decode
+        self.velocity, self.decode, self.device = backbone.velocity, backbone.decode, backbone.device
         self.default_time_grid = backbone.default_time_grid
         self.default_num_steps = backbone.default_num_steps
 

@@ -1,0 +1,149 @@
+"""What one call of `restore` does to its images, once every argument has been checked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lucidnft.backbones.base import Backbone
+from lucidnft.images import resize
+from lucidnft.inference.color_fix import COLOR_FIXES, AlignMethod
+from lucidnft.inference.sizes import pad_to_multiple
+from lucidnft.inference.tile_memory import (
+    TilePlan,
+    auto_tile_size,
+    bytes_per_pixel,
+    free_memory,
+    is_out_of_memory,
+    tiles_at_once,
+)
+from lucidnft.inference.tiled_images import SolveSettings, TiledImages, backbone_of, tile_unit
+from lucidnft.policy import Policy
+
+AlignTo = Literal["lr", "pre_restored"]
+
+NoiseFunction = Callable[[tuple[int, int, int], int, str], Tensor]
+"""(shape (C, h, w), seed, key) -> the standard normal start of one image's solve."""
+
+PROBE_SIZE = 256
+"""Output pixels a side of the image that memory is measured with."""
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What is asked of every image of a call."""
+
+    policy_or_backbone: Policy | Backbone
+    solve: SolveSettings
+    size: tuple[int, int]  # (H, W) of the outputs
+    native: int  # the whole factor that the backbone restores at
+    align_method: AlignMethod
+    align_to: AlignTo
+    seed: int
+    noise_fn: NoiseFunction
+
+    def run(self, lr: Tensor, seen: Tensor, keys: Sequence[str], plan: TilePlan) -> Tensor:
+        """lr (N, 3, h, w), and the same images as the backbone should see them -> (N, 3, H, W) in [0, 1].
+
+        An image that does not fit into memory is begun anew with less at once, where the plan allows it; its
+        neighbours are left as they are.
+        """
+        height, width = self._padded_size(seen)
+        unit = tile_unit(backbone_of(self.policy_or_backbone), self.native)
+        layout = plan.layout(height, width, unit)
+        images_at_once = plan.at_once if layout.is_whole else 1
+        parts = []
+        for start in range(0, len(keys), images_at_once):
+            rows = slice(start, start + images_at_once)
+            try:
+                part = self._images(lr[rows], seen[rows], keys[rows], plan)
+            except (MemoryError, RuntimeError) as error:
+                smaller = plan.smaller(height, width)
+                if smaller is None or not is_out_of_memory(error):
+                    raise
+                part = None
+            if (
+                part is None
+            ):  # outside of `except`, whose traceback holds on to the tensors of the failed attempt
+                _give_back_memory(lr.device)
+                assert smaller is not None
+                warnings.warn(
+                    f"{', '.join(keys[rows])}: out of memory with {plan}; going on with {smaller}",
+                    stacklevel=2,
+                )
+                part = self.run(lr[rows], seen[rows], keys[rows], smaller)
+            parts.append(part)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def fit(self, seen: Tensor, plan: TilePlan) -> TilePlan:
+        """The plan with tiles, and as many at once, that fit into the memory that is free now."""
+        device = backbone_of(self.policy_or_backbone).device
+        height, width = self._padded_size(seen)
+
+        def probe() -> int:
+            side = max(1, PROBE_SIZE // self.native)
+            piece = seen[:1, :, :side, :side]
+            size = (piece.shape[2] * self.native, piece.shape[3] * self.native)
+            once = replace(self, size=size, solve=replace(self.solve, num_inference_steps=1))
+            once.run(piece, piece, ["probe"], replace(plan, at_once=1, may_shrink=False))
+            return math.prod(once._padded_size(piece))
+
+        per_pixel = bytes_per_pixel(device, probe)
+        free = free_memory(device)
+        tile = auto_tile_size(height, width, per_pixel, free)
+        pixels = height * width if tile is None else tile**2
+        return replace(plan, tile_size=tile, at_once=tiles_at_once(plan.at_once, pixels, per_pixel, free))
+
+    def _padded_size(self, seen: Tensor) -> tuple[int, int]:
+        """(H, W) of what the backbone makes: whole units."""
+        unit = tile_unit(backbone_of(self.policy_or_backbone), self.native)
+        height, width = (math.ceil(side * self.native / unit) * unit for side in seen.shape[2:])
+        return height, width
+
+    def _images(self, lr: Tensor, seen: Tensor, keys: Sequence[str], plan: TilePlan) -> Tensor:
+        """One image in tiles, or several as they are."""
+        unit = tile_unit(backbone_of(self.policy_or_backbone), self.native)
+        height, width = seen.shape[2] * self.native, seen.shape[3] * self.native
+        padded = pad_to_multiple(seen, unit // self.native)
+        images = TiledImages(
+            self.policy_or_backbone, padded, native=self.native,
+            layout=plan.layout(*self._padded_size(seen), unit), tiles_at_once=plan.at_once,
+        )  # fmt: skip
+        style = None
+        if self.align_to == "pre_restored":
+            style = resize(images.pre_restored()[:, :, :height, :width], self.size)
+        elif self.align_method != "nofix":
+            style = resize(lr, self.size)
+        noise = torch.stack([self.noise_fn(images.latent_shape, self.seed, key) for key in keys])
+        x_0 = images.solve(noise.to(lr.device), self.solve)
+        del noise
+        check_finite(x_0, keys)
+        sr = resize(images.decode(x_0)[:, :, :height, :width], self.size)
+        del x_0
+        if style is not None:
+            sr = COLOR_FIXES[self.align_method](sr, style)
+        sr = sr.clamp(0, 1)
+        check_finite(sr, keys)
+        return sr
+
+
+def check_finite(values: Tensor, keys: Sequence[str]) -> None:
+    """Raise a ValueError that names the images with NaN or infinite values."""
+    bad = [i for i, value in enumerate(values) if not bool(torch.isfinite(value.sum()))]
+    if bad:
+        names = ", ".join(repr(keys[i]) for i in bad[:3])
+        raise ValueError(
+            f"the restoration of {len(bad)} image(s) is not finite ({names}): the checkpoint has diverged or is "
+            "damaged; use an earlier one"
+        )
+
+
+def _give_back_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

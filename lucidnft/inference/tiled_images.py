@@ -1,0 +1,202 @@
+"""LR images on their way through a backbone, whole or in tiles that meet at every solver step.
+
+Tiles that are solved one by one end in different drawings, and no blending hides where they meet.  Here there is one
+latent for the whole image, started from one draw of noise; at each time of the solve the tiles only give velocities,
+which are averaged with weights that fade towards a tile's border (MultiDiffusion, arXiv 2302.08113, and the Mixture of
+Diffusers, arXiv 2302.02412).  A tile's condition is encoded from its part of the LR image alone, so a backbone that
+sums an image up (LucidFlux's SigLIP tokens) sums up the tile.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lucidnft.backbones.base import Backbone
+from lucidnft.flow.conversions import interpolate
+from lucidnft.flow.solvers import ODE_SOLVERS, times_like
+from lucidnft.images import resize
+from lucidnft.inference.group_norms import GivenGroupNorms, RecordedGroupNorms
+from lucidnft.inference.tiling import TileLayout
+from lucidnft.policy import Policy, Role
+from lucidnft.records import Condition
+
+CONDITION_BYTES = 2 * 2**30
+"""Conditions of tiles up to this size are kept from step to step; those beyond it are encoded again at each."""
+
+T_FAITHFUL = 0.02
+"""Start time at fidelity 1."""
+
+
+def backbone_of(policy_or_backbone: Policy | Backbone) -> Backbone:
+    """A policy's backbone, or the backbone itself."""
+    return policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
+
+
+def tile_unit(backbone: Backbone, native: int) -> int:
+    """Output pixels a side of the smallest square that whole LR pixels and what the backbone takes both fill."""
+    return math.lcm(backbone.latent_spec.multiple, native)
+
+
+def start_time(fidelity: float) -> float:
+    """The time a solve starts at: 1 (pure noise) at fidelity 0, falling linearly to `T_FAITHFUL` at fidelity 1."""
+    return 1.0 - fidelity * (1.0 - T_FAITHFUL)
+
+
+@dataclass(frozen=True)
+class SolveSettings:
+    """How latents are solved."""
+
+    num_inference_steps: int
+    solver: str  # of ODE_SOLVERS
+    fidelity: float  # 0 to 1
+
+
+class TiledImages:
+    """LR images of one size, padded, with the layout they are seen in.
+
+    Full-size tensors stay on the device of `lr`; only tiles go to the backbone's.
+    """
+
+    def __init__(
+        self,
+        policy_or_backbone: Policy | Backbone,
+        lr: Tensor,
+        *,
+        native: int,
+        layout: TileLayout,
+        tiles_at_once: int,
+    ) -> None:
+        """lr: (B, 3, h, w) in [0, 1], sides whole units; one image when the layout has several tiles.
+
+        native: the whole factor that the backbone restores at.
+        """
+        if not layout.is_whole and lr.shape[0] != 1:
+            raise ValueError(f"{lr.shape[0]} images in tiles; one at a time")
+        self.policy_or_backbone = policy_or_backbone
+        self.backbone = backbone_of(policy_or_backbone)
+        self.lr = lr
+        self.native = native
+        self.layout = layout
+        self.unit = tile_unit(self.backbone, native)
+        self.latent_cells = self.unit // self.backbone.latent_spec.downscale
+        places = list(range(len(layout)))
+        self._chunks = [places[i : i + tiles_at_once] for i in range(0, len(places), tiles_at_once)]
+        self._kept: dict[int, Condition] = {}
+        self._kept_bytes = 0
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one image's latent."""
+        return self.backbone.latent_spec.grid(self.lr.shape[2] * self.native, self.lr.shape[3] * self.native)
+
+    def solve(self, noise: Tensor, settings: SolveSettings) -> Tensor:
+        """noise (B, C, h, w) -> x_0 of the same shape.
+
+        The time grid is that of a tile: the shift of some backbones' grids belongs to what the network sees at once.
+        """
+        t_start = start_time(settings.fidelity)
+        size = (self.layout.height * self.unit, self.layout.width * self.unit)
+        grid = self.backbone.default_time_grid(settings.num_inference_steps, *size) * t_start
+        start = noise if settings.fidelity == 0 else self._noisy_lr(noise, t_start)
+        region: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.policy_or_backbone, Policy):
+            region = self.policy_or_backbone.folded(Role.CURRENT)
+        with region:
+            return ODE_SOLVERS[settings.solver](self._velocity, start, grid).x_0
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """x_0 (B, C, h, w) -> images (B, 3, H, W) in [0, 1]."""
+        return self._under_one_norm(self.backbone.decode, x_0, self.latent_cells, self.unit)
+
+    def pre_restored(self) -> Tensor:
+        """What the backbone made of the LR images before it drew: (B, 3, H, W) in [0, 1].
+
+        Raises:
+            ValueError: its conditions have no such field.
+        """
+
+        def field_of(_: Tensor, chunk: int) -> Tensor:
+            condition = self._condition(chunk)
+            if "pre_restored" not in condition.fields:
+                raise ValueError(
+                    f"align_to is 'pre_restored', but backbone '{self.backbone.name}' has no pre-restorer; use 'lr'"
+                )
+            return condition["pre_restored"].float() / 2 + 0.5
+
+        return self._over_tiles(field_of, self.lr, self.unit // self.native, self.unit)
+
+    def _velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        def of_tiles(parts: Tensor, chunk: int) -> Tensor:
+            time = times_like(float(t[0]), parts)
+            if isinstance(self.policy_or_backbone, Policy):
+                return self.policy_or_backbone(parts, time, self._condition(chunk), Role.CURRENT)
+            return self.backbone.velocity(parts, time, self._condition(chunk))
+
+        return self._over_tiles(of_tiles, x_t, self.latent_cells, self.latent_cells)
+
+    def _noisy_lr(self, noise: Tensor, t: float) -> Tensor:
+        """The point of the path from the encoded, up-sampled LR images to the noise."""
+        size = (self.lr.shape[2] * self.native, self.lr.shape[3] * self.native)
+        up = resize(self.lr, size)
+        latents = self._under_one_norm(self.backbone.encode, up, self.unit, self.latent_cells)
+        return interpolate(latents, noise, times_like(t, noise))
+
+    def _condition(self, chunk: int) -> Condition:
+        """Of a chunk of tiles, on the backbone's device."""
+        if chunk in self._kept:
+            return self._kept[chunk].to(self.backbone.device)
+        tiles = self.layout.tiles(self.unit // self.native)
+        parts = torch.cat([tiles[place].cut(self.lr) for place in self._chunks[chunk]])
+        condition = self.backbone.encode_condition(parts.to(self.backbone.device), upscale=self.native)
+        size = sum(value.nbytes for value in condition.fields.values())
+        if len(self._chunks) == 1 or self._kept_bytes + size <= CONDITION_BYTES:
+            self._kept[chunk] = condition if self.layout.is_whole else condition.to(self.lr.device)
+            self._kept_bytes += size
+        return condition
+
+    def _under_one_norm(
+        self, function: Callable[[Tensor], Tensor], source: Tensor, cells: int, cells_out: int
+    ) -> Tensor:
+        """`function` over tiles with the group-norm statistics of the whole image, from a small version of it."""
+        if self.layout.is_whole:
+            return function(source.to(self.backbone.device)).to(source.device)
+        rows, columns = source.shape[2] // cells, source.shape[3] // cells
+        shrink = min(1.0, math.sqrt(self.layout.height * self.layout.width / (rows * columns)))
+        small = tuple(max(1, math.floor(side * shrink)) * cells for side in (rows, columns))
+        with RecordedGroupNorms() as recorded:
+            function(F.interpolate(source, size=small, mode="nearest").to(self.backbone.device))
+
+        def given(parts: Tensor, _: int) -> Tensor:
+            with GivenGroupNorms(recorded.statistics):
+                return function(parts)
+
+        return self._over_tiles(given, source, cells, cells_out)
+
+    def _over_tiles(
+        self, function: Callable[[Tensor, int], Tensor], source: Tensor, cells: int, cells_out: int
+    ) -> Tensor:
+        """Average of what `function` makes of tiles: `cells` a unit of `source`, `cells_out` of the result.
+
+        function: (tiles of a chunk, the chunk's number), both on the backbone's device -> their results.
+        """
+        if self.layout.is_whole:
+            return function(source.to(self.backbone.device), 0).to(source.device)
+        tiles, tiles_out = self.layout.tiles(cells), self.layout.tiles(cells_out)
+        size = [side // cells * cells_out for side in source.shape[2:]]
+        total: Tensor | None = None
+        for chunk, places in enumerate(self._chunks):
+            parts = torch.cat([tiles[place].cut(source) for place in places])
+            results = function(parts.to(self.backbone.device), chunk)
+            if total is None:
+                total = torch.zeros(1, results.shape[1], *size, device=source.device)
+            for place, part in zip(places, results.split(1), strict=True):
+                tiles_out[place].add_(total, part)
+        assert total is not None
+        return total
