@@ -118,15 +118,14 @@ class Restoration:
         style = None
         if self.align_to == "pre_restored":
             style = resize(images.pre_restored()[:, :, :height, :width], self.size)
-        elif self.align_method != "nofix":
-            style = resize(lr, self.size)
         noise = torch.stack([self.noise_fn(images.latent_shape, self.seed, key) for key in keys])
         x_0 = images.solve(noise.to(lr.device), self.solve)
         del noise
         check_finite(x_0, keys)
         sr = resize(images.decode(x_0)[:, :, :height, :width], self.size)
         del x_0
-        if style is not None:
+        if self.align_method != "nofix":
+            style = resize(lr, self.size) if style is None else style
             sr = COLOR_FIXES[self.align_method](sr, style)
         sr = sr.clamp(0, 1)
         check_finite(sr, keys)
