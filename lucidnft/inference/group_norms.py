@@ -49,7 +49,10 @@ class GivenGroupNorms(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is F.group_norm:
-            mean, variance = next(self._left)
+            given = next(self._left, None)
+            if given is None:
+                raise RuntimeError("a tile needs more group norms than the small version of its image did")
+            mean, variance = given
             return _normalise(mean, variance, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 

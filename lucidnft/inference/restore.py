@@ -62,8 +62,8 @@ def restore(
         keys: N names that key the noise, together with `seed`; default "0" .. "N-1".
         num_inference_steps: solver steps; None takes the backbone's own number.
         solver: "euler", "heun" or "dpm2".
-        fidelity: 0 to 1.  0 draws from pure noise; above, the solve starts later, at the time 1 - 0.98 * fidelity,
-            from the up-sampled LR image with that much noise: less detail, closer to the input.
+        fidelity: 0 to 1.  0 draws one of the images that the input allows, with all their detail; 1 gives their
+            average, which is smoother and closer to the truth pixel by pixel; between is a weighted mean of both.
         align_method: colour transfer onto the whole output, see `color_fix`.
         align_to: whose colours: the up-sampled LR image's, or those of what the backbone's pre-restorer made of it.
         tile_size: output pixels a side of the tiles that the backbone sees; None: the whole image at once;
@@ -155,7 +155,7 @@ def _check_ranges(
     fidelity: float, tile_size: TileSize, tile_overlap: int | None, process_size: int | None
 ) -> None:
     if not 0 <= fidelity <= 1:
-        raise ValueError(f"fidelity is {fidelity}, expected 0 (most detail) to 1 (closest to the input)")
+        raise ValueError(f"fidelity is {fidelity}, expected 0 (most detail) to 1 (most faithful)")
     if isinstance(tile_size, str) and tile_size != "auto":
         raise ValueError(f"tile_size is {tile_size!r}, expected pixels, 'auto' or None")
     if tile_overlap is not None and tile_size is None:

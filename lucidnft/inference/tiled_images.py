@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lucidnft.backbones.base import Backbone
-from lucidnft.flow.conversions import interpolate
+from lucidnft.flow.conversions import velocity_to_x0
 from lucidnft.flow.solvers import ODE_SOLVERS, times_like
-from lucidnft.images import resize
 from lucidnft.inference.group_norms import GivenGroupNorms, RecordedGroupNorms
 from lucidnft.inference.tiling import TileLayout
 from lucidnft.policy import Policy, Role
@@ -29,9 +28,6 @@ from lucidnft.records import Condition
 
 CONDITION_BYTES = 2 * 2**30
 """Conditions of tiles up to this size are kept from step to step; those beyond it are encoded again at each."""
-
-T_FAITHFUL = 0.02
-"""Start time at fidelity 1."""
 
 
 def backbone_of(policy_or_backbone: Policy | Backbone) -> Backbone:
@@ -42,11 +38,6 @@ def backbone_of(policy_or_backbone: Policy | Backbone) -> Backbone:
 def tile_unit(backbone: Backbone, native: int) -> int:
     """Output pixels a side of the smallest square that whole LR pixels and what the backbone takes both fill."""
     return math.lcm(backbone.latent_spec.multiple, native)
-
-
-def start_time(fidelity: float) -> float:
-    """The time a solve starts at: 1 (pure noise) at fidelity 0, falling linearly to `T_FAITHFUL` at fidelity 1."""
-    return 1.0 - fidelity * (1.0 - T_FAITHFUL)
 
 
 @dataclass(frozen=True)
@@ -100,20 +91,38 @@ class TiledImages:
         """noise (B, C, h, w) -> x_0 of the same shape.
 
         The time grid is that of a tile: the shift of some backbones' grids belongs to what the network sees at once.
+        Fidelity moves the drawn latents towards their expectation given the LR image: detail that the draw made up
+        fades, and its error with it.
         """
-        t_start = start_time(settings.fidelity)
         size = (self.layout.height * self.unit, self.layout.width * self.unit)
-        grid = self.backbone.default_time_grid(settings.num_inference_steps, *size) * t_start
-        start = noise if settings.fidelity == 0 else self._noisy_lr(noise, t_start)
+        grid = self.backbone.default_time_grid(settings.num_inference_steps, *size)
         region: AbstractContextManager[None] = nullcontext()
         if isinstance(self.policy_or_backbone, Policy):
             region = self.policy_or_backbone.folded(Role.CURRENT)
         with region:
-            return ODE_SOLVERS[settings.solver](self._velocity, start, grid).x_0
+            if settings.fidelity == 1:
+                return self._expectation(noise)
+            x_0 = ODE_SOLVERS[settings.solver](self._velocity, noise, grid).x_0
+            return x_0 if settings.fidelity == 0 else x_0.lerp(self._expectation(noise), settings.fidelity)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        """x_0 (B, C, h, w) -> images (B, 3, H, W) in [0, 1]."""
-        return self._under_one_norm(self.backbone.decode, x_0, self.latent_cells, self.unit)
+        """x_0 (B, C, h, w) -> images (B, 3, H, W) in [0, 1].
+
+        Tiles share the group-norm statistics of a version of the whole latent that is as small as a tile.
+        """
+        if self.layout.is_whole:
+            return self.backbone.decode(x_0.to(self.backbone.device)).to(x_0.device)
+        rows, columns = (side // self.latent_cells for side in x_0.shape[2:])
+        shrink = min(1.0, math.sqrt(self.layout.height * self.layout.width / (rows * columns)))
+        small = tuple(max(1, math.floor(side * shrink)) * self.latent_cells for side in (rows, columns))
+        with RecordedGroupNorms() as recorded:
+            self.backbone.decode(F.interpolate(x_0, size=small, mode="nearest").to(self.backbone.device))
+
+        def of_tiles(parts: Tensor, _: int) -> Tensor:
+            with GivenGroupNorms(recorded.statistics):
+                return self.backbone.decode(parts)
+
+        return self._over_tiles(of_tiles, x_0, self.latent_cells, self.unit)
 
     def pre_restored(self) -> Tensor:
         """What the backbone made of the LR images before it drew: (B, 3, H, W) in [0, 1].
@@ -132,21 +141,24 @@ class TiledImages:
 
         return self._over_tiles(field_of, self.lr, self.unit // self.native, self.unit)
 
+    def _expectation(self, noise: Tensor) -> Tensor:
+        """x_0 (B, C, h, w) expected at t = 1, where the noise says nothing about the image.
+
+        Networks let some of the noise through all the same, in proportion to it: the mean over the noise and its
+        opposite is without.
+        """
+        t = times_like(1.0, noise)
+        ends = [velocity_to_x0(x_t, self._velocity(x_t, t), t) for x_t in (noise, -noise)]
+        return (ends[0] + ends[1]) / 2
+
     def _velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         def of_tiles(parts: Tensor, chunk: int) -> Tensor:
-            time = times_like(float(t[0]), parts)
+            time = t[:1].to(parts.device).expand(len(parts))
             if isinstance(self.policy_or_backbone, Policy):
                 return self.policy_or_backbone(parts, time, self._condition(chunk), Role.CURRENT)
             return self.backbone.velocity(parts, time, self._condition(chunk))
 
         return self._over_tiles(of_tiles, x_t, self.latent_cells, self.latent_cells)
-
-    def _noisy_lr(self, noise: Tensor, t: float) -> Tensor:
-        """The point of the path from the encoded, up-sampled LR images to the noise."""
-        size = (self.lr.shape[2] * self.native, self.lr.shape[3] * self.native)
-        up = resize(self.lr, size)
-        latents = self._under_one_norm(self.backbone.encode, up, self.unit, self.latent_cells)
-        return interpolate(latents, noise, times_like(t, noise))
 
     def _condition(self, chunk: int) -> Condition:
         """Of a chunk of tiles, on the backbone's device."""
@@ -160,24 +172,6 @@ class TiledImages:
             self._kept[chunk] = condition if self.layout.is_whole else condition.to(self.lr.device)
             self._kept_bytes += size
         return condition
-
-    def _under_one_norm(
-        self, function: Callable[[Tensor], Tensor], source: Tensor, cells: int, cells_out: int
-    ) -> Tensor:
-        """`function` over tiles with the group-norm statistics of the whole image, from a small version of it."""
-        if self.layout.is_whole:
-            return function(source.to(self.backbone.device)).to(source.device)
-        rows, columns = source.shape[2] // cells, source.shape[3] // cells
-        shrink = min(1.0, math.sqrt(self.layout.height * self.layout.width / (rows * columns)))
-        small = tuple(max(1, math.floor(side * shrink)) * cells for side in (rows, columns))
-        with RecordedGroupNorms() as recorded:
-            function(F.interpolate(source, size=small, mode="nearest").to(self.backbone.device))
-
-        def given(parts: Tensor, _: int) -> Tensor:
-            with GivenGroupNorms(recorded.statistics):
-                return function(parts)
-
-        return self._over_tiles(given, source, cells, cells_out)
 
     def _over_tiles(
         self, function: Callable[[Tensor, int], Tensor], source: Tensor, cells: int, cells_out: int

@@ -1,10 +1,10 @@
 """Output sizes: exact, and never a distortion that nobody asked for."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import torch
 from lucidnft.inference import restore
 from lucidnft.inference.sizes import asked_size
 from tests.small_backbone import small_backbone
@@ -36,7 +36,9 @@ def test_a_pair_of_the_image_s_own_shape_needs_no_decision(height, width, factor
 
 
 def test_a_pair_that_distorts_is_refused_with_the_ways_out():
-    with pytest.raises(ValueError, match=r"64x64 would distort an image of 20x10 px.*inside \(which gives 64x32\)"):
+    with pytest.raises(
+        ValueError, match=r"64x64 would distort an image of 20x10 px.*inside \(which gives 64x32\)"
+    ):
         asked_size(10, 20, to_height=64, to_width=64)
     for sides in ({}, {"to_width": 0}, {"to_height": -3, "to_width": 4}):
         with pytest.raises(ValueError, match="neither|expected 1 pixel"):
