@@ -187,7 +187,15 @@ def test_options_reach_the_restoration(photos, base, tmp_path):
     plain = arguments(photos / "odd.png", tmp_path / "plain", base)
     assert sample.main(plain) == 0
     for number, option in enumerate(
-        (["--align_method", "wavelet"], ["--solver", "heun"], ["--num_inference_steps", "3"])
+        (
+            ["--align_method", "wavelet"],
+            ["--solver", "heun"],
+            ["--num_inference_steps", "3"],
+            ["--fidelity", "0.5"],
+            ["--tile_size", "16"],
+            ["--process_size", "40"],
+            ["--width", "27"],
+        )
     ):
         out = tmp_path / str(number)
         assert sample.main([*arguments(photos / "odd.png", out, base), *option]) == 0
@@ -220,6 +228,10 @@ def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base,
         ["--num_inference_steps", "0"],
         ["--solver", "rk4"],
         ["--sede", "1"],
+        ["--fidelity", "1.5"],
+        ["--tile_size", "0"],
+        ["--latent_tiled_size", "96"],
+        ["--fit", "inside"],
     ],
 )
 def test_mistyped_options_end_with_status_two(option, tmp_path, capsys):
@@ -227,6 +239,57 @@ def test_mistyped_options_end_with_status_two(option, tmp_path, capsys):
         sample.main([*arguments(tmp_path, tmp_path / "out", "base"), *option])
     assert end.value.code == 2
     assert option[0] in capsys.readouterr().err
+
+
+def test_the_size_is_that_asked_for_and_a_distortion_is_that_file_s_failure(photos, base, tmp_path, capsys):
+    def sizes(out):
+        return {name: Image.open(out / name).size for name in outputs(out)}
+
+    for name in ("cut.png", "text.png", "pixel.bmp", "deep.png"):
+        (photos / name).unlink()  # leaves 7 x 5, 4 x 6 and 3 x 4
+    assert sample.main(arguments(photos, tmp_path / "wide", base, "--width", "35")) == 0
+    assert sizes(tmp_path / "wide") == {
+        "alpha.png": (35, 47), "holiday.2024.01.png": (35, 52), "odd.png": (35, 25)}  # fmt: skip
+    box = ["--width", "28", "--height", "20"]
+    assert sample.main(arguments(photos, tmp_path / "box", base, *box)) == 1
+    assert sizes(tmp_path / "box") == {"odd.png": (28, 20)}
+    assert "alpha.webp: 28x20 would distort an image of 3x4 px" in capsys.readouterr().err
+    assert sample.main(arguments(photos, tmp_path / "inside", base, *box, "--fit", "inside")) == 0
+    assert sizes(tmp_path / "inside") == {
+        "alpha.png": (15, 20), "holiday.2024.01.png": (13, 20), "odd.png": (28, 20)}  # fmt: skip
+
+
+def test_other_tools_spellings_mean_the_same(photos, base, tmp_path):
+    assert sample.main(arguments(photos / "odd.png", tmp_path / "ours", base, "--align_method", "adain")) == 0
+    for number, (read, write, steps, colours) in enumerate(
+        (
+            ("--input_image", "--output_dir", "--num_inference_steps", "--align_method"),
+            ("--image_path", "--save_dir", "--steps", "--color_align"),
+            ("--control_image", "--output", "--num_steps", "--colorfix_type"),
+        )
+    ):
+        out = tmp_path / str(number)
+        argv = [f"{read}={photos / 'odd.png'}", write, str(out), steps, "2", colours, "adain", "-s", "4"]
+        assert sample.main([*argv, "--checkpoint", str(base), "--device", "cpu"]) == 0
+        assert outputs(out) == outputs(tmp_path / "ours")
+
+
+def test_flags_that_mean_something_else_elsewhere_say_what_to_give_here(capsys):
+    for flag, hint in sample.OTHER_MEANINGS.items():
+        with pytest.raises(SystemExit):
+            sample.parse_args(["-i", "a", "-o", "b", flag, "8"])
+        assert f"{flag} {hint}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sample.parse_args(["-i", "a", "-o", "b", "--width", "8", "--upscale", "2"])
+    assert "give one of them" in capsys.readouterr().err
+
+
+def test_the_help_is_grouped_and_fits_two_screens():
+    text = sample.build_parser().format_help()
+    for group in ("files:", "model:", "size:", "look:", "memory:"):
+        assert f"\n{group}\n" in text
+    assert len(text.splitlines()) < 80
+    assert not any(alias in text for alias in ("--input_image", "--control_image", "--num_steps"))
 
 
 def test_an_output_folder_that_cannot_be_written_ends_with_status_one(

@@ -116,7 +116,7 @@ def restore_file(job: RestoreJob, restore_image: RestoreFunction) -> str | None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return "not enough memory to restore it whole; restore it in pieces or on another device"
+        return "not enough memory to restore it; take smaller tiles (--tile_size) or another device"
     alpha = None
     if image.alpha is not None:
         alpha = resize(image.alpha.unsqueeze(0), (sr.shape[1], sr.shape[2]))[0]
