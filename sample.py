@@ -85,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("model").add_argument
     add("--checkpoint", default="base", metavar="PATH",
-        help="policy.safetensors, base weights, a checkpoint folder, a run folder (its latest), "
-        "or 'base' for the tiny base that ships (default)")  # fmt: skip
+        help="policy.safetensors, base weights, a checkpoint folder, a run folder (its latest), PEFT folders, merged "
+        "weights, or 'base' for that of --base_config, else the tiny base that ships (default)")  # fmt: skip
     add("--model_name_or_path", metavar="PATH", help="base weights of the adapter, if they have moved")
     add("--base_config", metavar="FILE",
         help="a run file whose model: section is the base, for a PEFT folder that does not say it")  # fmt: skip
