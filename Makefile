@@ -20,9 +20,9 @@ quickstart: $(VENV)/.installed
 	@echo "Report with curves, table and pictures:  $(CURDIR)/$(RUN)/report.html"
 	@echo "Restored image:                          $(CURDIR)/$(RESTORED)/chelsea.png"
 
-# Shape annotations are checked at every call here, and only here.
+# Shape annotations are checked at every call here, and only here.  One process per core computes with one thread.
 test: $(VENV)/.installed_dev
-	$(BIN)/python -m pytest --jaxtyping-packages=$(SHAPED),beartype.beartype
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --jaxtyping-packages=$(SHAPED),beartype.beartype
 
 check: $(VENV)/.installed_dev
 	$(BIN)/ruff format --check .
