@@ -11,11 +11,13 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lucidnft.backbones.adapter_files import POLICY_FORMAT
+from lucidnft.checkpoint import save_tensors
 from lucidnft.export import main
 from lucidnft.inference import load_policy
 from lucidnft.inference.adapter_export import export_adapter
 from lucidnft.policy import Policy, Role
-from tests.small_adapters import KINDS, apart, save_policy, small_base, small_policy, velocity
+from tests.small_adapters import KINDS, apart, save_policy, scatter_, small_base, small_policy, velocity
 
 pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.usefixtures("one_thread")]
 
@@ -69,6 +71,43 @@ def test_merged_weights_are_the_policy(trained, tmp_path):
         velocity(type(base)(**section).build()), velocity(merged)
     )  # by a run file's settings
     torch.testing.assert_close(velocity(base.build()), bare)
+
+
+PATTERNS = {
+    "lucidflux": "conditioner.modulation_*",
+    "dit4sr": "*control*",
+}
+
+
+@pytest.mark.parametrize("kind", ["lucidflux", "dit4sr"])
+def test_trained_parameters_are_merged_and_have_no_peft_folders(kind, tmp_path):
+    base = small_base(tmp_path, kind)
+    section = {**base.model_dump(mode="json"), "train_parameters": [PATTERNS[kind]]}
+    policy = scatter_(Policy(base.build(), type(base)(**section), seed=0))
+    header = {
+        "format": POLICY_FORMAT, "backbone": section, "step": 3,
+        "base_fingerprint": policy.backbone.fingerprint, "config": {"seed": 0},
+    }  # fmt: skip
+    save_tensors(tmp_path / "policy.safetensors", policy.state(Role.CURRENT), header)
+    with pytest.raises(ValueError, match=r"model.train_parameters.* write the whole with --merge"):
+        export_adapter(tmp_path / "policy.safetensors", tmp_path / "out")
+    export_adapter(tmp_path / "policy.safetensors", tmp_path / "out", merge=True)
+    merged = load_policy(tmp_path / "out")
+    assert not isinstance(merged, Policy)
+    torch.testing.assert_close(velocity(merged), velocity(policy))
+    assert apart(velocity(merged), velocity(base.build())) > 0.01
+    assert json.loads((tmp_path / "out" / "merged.json").read_text())["model"]["train_parameters"] is None
+
+
+def test_what_was_learned_on_a_quantised_base_is_merged_into_the_full_one(tmp_path):
+    pytest.importorskip("torchao")
+    base = small_base(tmp_path, "dit4sr")
+    policy = small_policy(base)  # on the full base, whose fingerprint a quantised one has
+    file = save_policy(tmp_path / "policy.safetensors", policy, base.model_copy(update={"quantize": "int8"}))
+    export_adapter(file, tmp_path / "out", merge=True)
+    merged = load_policy(tmp_path / "out")
+    torch.testing.assert_close(velocity(merged), velocity(policy), atol=1e-4, rtol=1e-4)
+    assert json.loads((tmp_path / "out" / "merged.json").read_text())["model"]["quantize"] == "none"
 
 
 def merged_files(folder: Path, kind: str) -> dict[str, str]:
