@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed
 
 # Shape annotations are checked at every call here, and only here.  One process per core computes with one thread.
 test: $(VENV)/.installed_dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --jaxtyping-packages=$(SHAPED),beartype.beartype
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal --jaxtyping-packages=$(SHAPED),beartype.beartype
 
 check: $(VENV)/.installed_dev
 	$(BIN)/ruff format --check .
