@@ -31,6 +31,7 @@ def counts(run: Path) -> list[tuple[int, int]]:
     return [(row["perf/condition_cache_hits"], row["perf/condition_cache_misses"]) for row in rows]
 
 
+@pytest.mark.parametrize("run_file", ["dit4sr"], indirect=True)
 def test_cached_resumed_and_shared_runs_have_the_numbers_of_a_run_without(
     run_file: Path, tmp_path: Path
 ) -> None:
