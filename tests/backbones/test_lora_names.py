@@ -139,7 +139,7 @@ def test_peft_loads_diffusers_names_onto_the_bare_transformer(base, targets, tmp
     base_output = bare(**inputs, return_dict=False)[0]
     loaded = PeftModel.from_pretrained(bare, tmp_path / "out" / "lora_dit")
     expected = policy.backbone.network.transformer(**inputs, return_dict=False)[0]
-    torch.testing.assert_close(loaded(**inputs, return_dict=False)[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(loaded(**inputs, return_dict=False)[0], expected, atol=1e-5, rtol=0)
     assert apart(expected, base_output) > 0.05
 
 
