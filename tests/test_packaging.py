@@ -110,7 +110,7 @@ def test_imports_go_one_way():
         (
             "policy.py",
             "def f():\n    import accelerate",
-            "accelerate stops at training and evaluation BROKEN",
+            "accelerate stops at training, evaluation and sample BROKEN",
         ),
         ("stray.py", "", "stray"),
     ],

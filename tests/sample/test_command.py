@@ -1,6 +1,5 @@
 """The restoring command, end to end: a folder of everything, its exit status, and the same pixels every time."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,12 +19,11 @@ from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import POLICY_FORMAT
 from lucidnft.inference.color_fix import COLOR_FIXES
 from lucidnft.policy import Role
+from lucidnft.sample import arguments as sample_arguments
+from lucidnft.sample.command import main
 from tests.small_backbone import moved_policy, small_backbone
 
 ROOT = Path(lucidnft.__file__).resolve().parents[1]
-SPECIFICATION = importlib.util.spec_from_file_location("sample", ROOT / "sample.py")
-sample = importlib.util.module_from_spec(SPECIFICATION)
-SPECIFICATION.loader.exec_module(sample)
 
 
 @pytest.fixture
@@ -143,7 +141,7 @@ def test_the_command_restores_a_folder_of_everything(photos, run_dir, tmp_path):
 
 
 def test_pixels_are_those_of_restore_with_the_trained_policy(photos, run_dir, tmp_path):
-    assert sample.main(arguments(photos / "odd.png", tmp_path / "out", run_dir, "--seed", "3")) == 0
+    assert main(arguments(photos / "odd.png", tmp_path / "out", run_dir, "--seed", "3")) == 0
     lr = read_image(photos / "odd.png").rgb[None]
     expected = restore(
         moved_policy(small_backbone()), lr, upscale=4.0, seed=3, keys=["odd"], num_inference_steps=2
@@ -154,17 +152,17 @@ def test_pixels_are_those_of_restore_with_the_trained_policy(photos, run_dir, tm
 
 
 def test_pixels_depend_neither_on_the_folder_nor_on_its_order(photos, base, tmp_path):
-    assert sample.main(arguments(photos, tmp_path / "all", base)) == 1
+    assert main(arguments(photos, tmp_path / "all", base)) == 1
     everything = outputs(tmp_path / "all")
     (photos / "aaa.png").write_bytes((photos / "deep.png").read_bytes())  # comes first now
     (photos / "alpha.webp").unlink()
-    assert sample.main(arguments(photos, tmp_path / "changed", base)) == 1
+    assert main(arguments(photos, tmp_path / "changed", base)) == 1
     for name in ("odd.png", "holiday.2024.01.png", "deep.png", "pixel.png"):
         assert outputs(tmp_path / "changed")[name] == everything[name]
-    assert sample.main(arguments(photos / "deep.png", tmp_path / "one", base)) == 0
+    assert main(arguments(photos / "deep.png", tmp_path / "one", base)) == 0
     assert outputs(tmp_path / "one") == {"deep.png": everything["deep.png"]}
     assert outputs(tmp_path / "changed")["aaa.png"] != everything["deep.png"]  # the same image, other noise
-    assert sample.main(arguments(photos / "deep.png", tmp_path / "seeded", base, "--seed", "1")) == 0
+    assert main(arguments(photos / "deep.png", tmp_path / "seeded", base, "--seed", "1")) == 0
     assert outputs(tmp_path / "seeded")["deep.png"] != everything["deep.png"]
 
 
@@ -172,20 +170,20 @@ def test_existing_outputs_are_skipped_only_when_asked_for(photos, base, tmp_path
     out = tmp_path / "out"
     for name in ("cut.png", "text.png"):
         (photos / name).unlink()
-    assert sample.main(arguments(photos, out, base)) == 0
+    assert main(arguments(photos, out, base)) == 0
     first = outputs(out)
     (out / "odd.png").unlink()
     (out / "deep.png").write_bytes(b"mine")
-    assert sample.main(arguments(photos, out, base, "--skip_existing")) == 0
+    assert main(arguments(photos, out, base, "--skip_existing")) == 0
     assert "1 restored, 4 skipped, 0 failed" in capsys.readouterr().out
     assert outputs(out) == {**first, "deep.png": b"mine"}
-    assert sample.main(arguments(photos, out, base)) == 0
+    assert main(arguments(photos, out, base)) == 0
     assert outputs(out) == first
 
 
 def test_options_reach_the_restoration(photos, base, tmp_path):
     plain = arguments(photos / "odd.png", tmp_path / "plain", base)
-    assert sample.main(plain) == 0
+    assert main(plain) == 0
     for number, option in enumerate(
         (
             ["--align_method", "wavelet"],
@@ -198,7 +196,7 @@ def test_options_reach_the_restoration(photos, base, tmp_path):
         )
     ):
         out = tmp_path / str(number)
-        assert sample.main([*arguments(photos / "odd.png", out, base), *option]) == 0
+        assert main([*arguments(photos / "odd.png", out, base), *option]) == 0
         assert outputs(out) != outputs(tmp_path / "plain")
 
 
@@ -214,7 +212,7 @@ def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base,
         ([*arguments(photos / "odd.png", out, base), "--device", "tpu"], "'--device tpu': expected auto"),
     ]
     for argv, message in cases:
-        assert sample.main(argv) == 2
+        assert main(argv) == 2
         error = capsys.readouterr().err
         assert error.startswith("sample.py: ") and message in error
     assert not out.exists()
@@ -236,7 +234,7 @@ def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base,
 )
 def test_mistyped_options_end_with_status_two(option, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
-        sample.main([*arguments(tmp_path, tmp_path / "out", "base"), *option])
+        main([*arguments(tmp_path, tmp_path / "out", "base"), *option])
     assert end.value.code == 2
     assert option[0] in capsys.readouterr().err
 
@@ -247,20 +245,20 @@ def test_the_size_is_that_asked_for_and_a_distortion_is_that_file_s_failure(phot
 
     for name in ("cut.png", "text.png", "pixel.bmp", "deep.png"):
         (photos / name).unlink()  # leaves 7 x 5, 4 x 6 and 3 x 4
-    assert sample.main(arguments(photos, tmp_path / "wide", base, "--width", "35")) == 0
+    assert main(arguments(photos, tmp_path / "wide", base, "--width", "35")) == 0
     assert sizes(tmp_path / "wide") == {
         "alpha.png": (35, 47), "holiday.2024.01.png": (35, 52), "odd.png": (35, 25)}  # fmt: skip
     box = ["--width", "28", "--height", "20"]
-    assert sample.main(arguments(photos, tmp_path / "box", base, *box)) == 1
+    assert main(arguments(photos, tmp_path / "box", base, *box)) == 1
     assert sizes(tmp_path / "box") == {"odd.png": (28, 20)}
     assert "alpha.webp: 28x20 would distort an image of 3x4 px" in capsys.readouterr().err
-    assert sample.main(arguments(photos, tmp_path / "inside", base, *box, "--fit", "inside")) == 0
+    assert main(arguments(photos, tmp_path / "inside", base, *box, "--fit", "inside")) == 0
     assert sizes(tmp_path / "inside") == {
         "alpha.png": (15, 20), "holiday.2024.01.png": (13, 20), "odd.png": (28, 20)}  # fmt: skip
 
 
 def test_other_tools_spellings_mean_the_same(photos, base, tmp_path):
-    assert sample.main(arguments(photos / "odd.png", tmp_path / "ours", base, "--align_method", "adain")) == 0
+    assert main(arguments(photos / "odd.png", tmp_path / "ours", base, "--align_method", "adain")) == 0
     for number, (read, write, steps, colours) in enumerate(
         (
             ("--input_image", "--output_dir", "--num_inference_steps", "--align_method"),
@@ -270,22 +268,22 @@ def test_other_tools_spellings_mean_the_same(photos, base, tmp_path):
     ):
         out = tmp_path / str(number)
         argv = [f"{read}={photos / 'odd.png'}", write, str(out), steps, "2", colours, "adain", "-s", "4"]
-        assert sample.main([*argv, "--checkpoint", str(base), "--device", "cpu"]) == 0
+        assert main([*argv, "--checkpoint", str(base), "--device", "cpu"]) == 0
         assert outputs(out) == outputs(tmp_path / "ours")
 
 
 def test_flags_that_mean_something_else_elsewhere_say_what_to_give_here(capsys):
-    for flag, hint in sample.OTHER_MEANINGS.items():
+    for flag, hint in sample_arguments.OTHER_MEANINGS.items():
         with pytest.raises(SystemExit):
-            sample.parse_args(["-i", "a", "-o", "b", flag, "8"])
+            sample_arguments.parse_args(["-i", "a", "-o", "b", flag, "8"])
         assert f"{flag} {hint}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        sample.parse_args(["-i", "a", "-o", "b", "--width", "8", "--upscale", "2"])
+        sample_arguments.parse_args(["-i", "a", "-o", "b", "--width", "8", "--upscale", "2"])
     assert "give one of them" in capsys.readouterr().err
 
 
 def test_the_help_is_grouped_and_fits_two_screens():
-    text = sample.build_parser().format_help()
+    text = sample_arguments.build_parser().format_help()
     for group in ("files:", "model:", "size:", "look:", "memory:"):
         assert f"\n{group}\n" in text
     assert len(text.splitlines()) < 80
@@ -299,12 +297,12 @@ def test_an_output_folder_that_cannot_be_written_ends_with_status_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lucidnft.inference.folder.save_image", full)
-    assert sample.main(arguments(photos / "odd.png", tmp_path / "out", base)) == 1
+    assert main(arguments(photos / "odd.png", tmp_path / "out", base)) == 1
     assert "No space left on device" in capsys.readouterr().err
 
 
 def test_choices_are_those_of_the_library():
-    source = (ROOT / "sample.py").read_text()
+    source = Path(sample_arguments.__file__).read_text()
     for names in (ODE_SOLVERS, COLOR_FIXES):
         line = next(text for text in source.splitlines() if "choices=" in text and next(iter(names)) in text)
         offered = {word.strip(' "') for word in line.split("choices=(")[1].split(")")[0].split(",")}

@@ -1,0 +1,1 @@
+"""The command that restores files: `sample.py` and `lucidnft-sample`."""
