@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from lucidnft.checkpoint.required_files import check_files
 from lucidnft.config import FlowMatchingConfig, NFTConfig, RunConfig, dump_config, load_config
+from lucidnft.environment import environment
 from lucidnft.rewards import RewardSuite
 from lucidnft.training import dry_run
 from lucidnft.training.device import build_accelerator, prepare_backbone
@@ -26,7 +27,7 @@ from lucidnft.training.plan import check_can_learn, describe_supervised_plan
 from lucidnft.training.policy_evaluation import PolicyEvaluator
 from lucidnft.training.policy_trainer import PolicyTrainer
 from lucidnft.training.report import finish_run
-from lucidnft.training.run_folder import environment, open_run_folder, stop_message
+from lucidnft.training.run_folder import open_run_folder, stop_message
 from lucidnft.training.state import resume_trainer
 from lucidnft.training.supervised_trainer import SupervisedTrainer
 

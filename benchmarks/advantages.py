@@ -24,10 +24,10 @@ from torch import Tensor
 from lucidnft.advantages import advantage_health, decoupled_advantages, scalarised_advantages
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.config import NFTConfig, load_config
+from lucidnft.environment import git_commit
 from lucidnft.policy import Policy
 from lucidnft.rewards import RewardSuite
 from lucidnft.rollout import RolloutConfig, generate_rollout
-from lucidnft.training.run_folder import git_commit
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "nft.yaml"
 LARGEST_GROUP = 16

@@ -34,10 +34,10 @@ from lucidnft.algorithms.nft import NFT, NFTSettings
 from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
 from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.speed import compile_blocks, set_attention_backend
+from lucidnft.environment import git_commit
 from lucidnft.policy import Policy
 from lucidnft.records import Condition, ImageBatch, Rollout
 from lucidnft.rollout import RolloutConfig, generate_rollout
-from lucidnft.training.run_folder import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 UPSCALE = 4

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lucidnft.environment import git_commit
 from lucidnft.images import list_images, read_image, resize, save_image, tensor_to_uint8
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
 from lucidnft.statistics import bootstrap_means
 from lucidnft.training.guards import Guards, luminance
-from lucidnft.training.run_folder import git_commit
 
 FLAT_SHARE = 0.2  # of the blocks of HR, those with the least spread
 BLOCK = 8  # pixels

@@ -32,13 +32,13 @@ from lucidnft.advantages import decoupled_advantages
 from lucidnft.algorithms.nft import NFTSettings
 from lucidnft.data.degradation import Degradation, Preset, aligned, replay
 from lucidnft.data.region_swaps import Filling, draw_swap_mask, swap_region, visible_swap
+from lucidnft.environment import git_commit
 from lucidnft.images import list_images, read_image, resize, tensor_to_uint8
 from lucidnft.rewards import LucidConsistency, RewardSuite, build_reward
 from lucidnft.rewards.embedders import ImageEmbedder, lr_as_embedded
 from lucidnft.rng import numpy_generator_for
 from lucidnft.rollout import RolloutConfig
 from lucidnft.training.photographs import Photographs
-from lucidnft.training.run_folder import git_commit
 
 PRESETS: tuple[Preset, ...] = ("realesrgan", "light", "bsrgan")
 POOL = 10  # degradations of one photograph

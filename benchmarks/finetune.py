@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lucidnft.config import load_config
+from lucidnft.environment import git_commit
 from lucidnft.images import list_images, read_image
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
@@ -28,7 +29,6 @@ from lucidnft.rewards import RewardSuite
 from lucidnft.statistics import paired_difference
 from lucidnft.training.comparison import ScoreComparison, compare_scores, read_scores
 from lucidnft.training.guards import Guards
-from lucidnft.training.run_folder import git_commit
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

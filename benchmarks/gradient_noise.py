@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from lucidnft.algorithms.nft import NFT, NFTSettings
 from lucidnft.config import NFTConfig, load_config
+from lucidnft.environment import git_commit
 from lucidnft.policy import Policy, Role
 from lucidnft.records import RewardOutput, Rollout
 from lucidnft.rewards import RewardSuite
 from lucidnft.rollout import generate_rollout
-from lucidnft.training.run_folder import git_commit
 
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "nft.yaml"
 RESULT = Path(__file__).parent / "results" / "gradient_noise.json"

@@ -31,13 +31,13 @@ from lucidnft.algorithms.nft import NFT, NFTSettings
 from lucidnft.backbones.adapters import LoraSettings
 from lucidnft.backbones.tiny import TinyBackbone
 from lucidnft.data.sources import LrFolderConfig
+from lucidnft.environment import git_commit
 from lucidnft.flow.conversions import interpolate
 from lucidnft.losses.nft import nft_loss
 from lucidnft.policy import Policy, Role
 from lucidnft.records import ImageBatch, Rollout
 from lucidnft.rewards import RewardSuite, build_reward
 from lucidnft.rollout import RolloutConfig, generate_rollout
-from lucidnft.training.run_folder import git_commit
 
 RESULT = Path(__file__).parent / "results" / "nft_step.json"
 REWARDS = ("lucid_consistency", "quality_net", "lr_fidelity")

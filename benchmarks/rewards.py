@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lucidnft.environment import git_commit
 from lucidnft.images import list_images, read_image, resize, tensor_to_uint8
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import load_policy
 from lucidnft.rewards import build_reward
 from lucidnft.statistics import bootstrap_means
-from lucidnft.training.run_folder import git_commit
 
 REWARDS = ("lucid_consistency", "quality_net", "lr_fidelity")
 

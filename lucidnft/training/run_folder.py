@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import shutil
-import subprocess
-import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -16,22 +12,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from lucidnft import __version__
 from lucidnft.checkpoint import check_checkpoint, latest_checkpoint, save_json, set_aside_newer, unused_name
 from lucidnft.metric_logger import PHASE_NOTE
 
 ERROR_FILE = "error.txt"
 RECORDS = ("metrics.jsonl", "eval", "images", "tensorboard")  # what a run has written about itself
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "diffusers",
-    "accelerate",
-    "transformers",
-    "peft",
-    "pyiqa",
-    "scikit-image",
-)
 
 
 def open_run_folder(
@@ -159,38 +144,3 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {path: tree}
     return {k: v for key, value in tree.items() for k, v in flat(value, f"{path}.{key}".lstrip(".")).items()}
-
-
-def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
-    """Versions, commit, device and command of this process, for env.json."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    return {
-        "lucidnft": __version__,
-        "python": platform.python_version(),
-        "packages": versions,
-        "git_commit": git_commit(),
-        "device": f"{device} ({name})",
-        "num_processes": num_processes,
-        "num_threads": torch.get_num_threads(),
-        "command": sys.argv,
-    }
-
-
-def git_commit() -> str | None:
-    """Commit of the source tree, with a plus sign when it has changes; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    answer = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-        cwd=root, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return answer.stdout.strip() or None
