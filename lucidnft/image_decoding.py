@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
+from lucidnft.image_metadata import ImageMetadata, read_metadata
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-_ORIENTATION_TAG = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags
 # How Pillow names what a file stores.  Others with more than 8 bits (12-bit, signed, premultiplied) it reads wrongly.
 _GREY_16 = re.compile(r"I;16[LBN]?|LA;16B")
@@ -46,6 +47,8 @@ class DecodedPixels:
     alpha: np.ndarray | None  # (H, W) of the same type, straight (not premultiplied)
     was_grey: bool
     icc_profile: bytes | None
+    file_format: str  # "png", "jpeg", "webp", "bmp", "tiff" or "gif"
+    metadata: ImageMetadata
 
     @property
     def bit_depth(self) -> int:
@@ -69,8 +72,10 @@ def decode_pixels(path: str | Path) -> DecodedPixels:
         with _open(BytesIO(content)) as image:
             _refuse_unsupported(image, path)
             array, has_alpha, was_grey = _to_array(image, content)
+            orientation, metadata = read_metadata(image)
             if image.format != "TIFF":  # which Pillow turns upright itself
-                array = _upright(array, image.getexif().get(_ORIENTATION_TAG, 1))
+                array = _upright(array, orientation)
+            file_format = {"MPO": "jpeg"}.get(image.format or "", str(image.format).lower())
             icc_profile = image.info.get("icc_profile")
     except UnreadableImageError:
         raise
@@ -82,7 +87,9 @@ def decode_pixels(path: str | Path) -> DecodedPixels:
         colour = np.repeat(colour, 3, axis=2)
     if icc_profile and icc_profile[16:20] != (b"GRAY" if was_grey else b"RGB "):
         icc_profile = None
-    return DecodedPixels(np.ascontiguousarray(colour), alpha, was_grey, icc_profile or None)
+    return DecodedPixels(
+        np.ascontiguousarray(colour), alpha, was_grey, icc_profile or None, file_format, metadata
+    )
 
 
 def read_size(path: str | Path) -> tuple[int, int]:

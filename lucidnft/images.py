@@ -7,9 +7,8 @@ alpha, colour profile) in a `LoadedImage`, so that a restored image can be writt
 from __future__ import annotations
 
 import os
-import struct
 import uuid
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,13 +19,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lucidnft.image_decoding import DecodedPixels, UnreadableImageError, decode_pixels, read_size
+from lucidnft.image_encoding import (
+    OUTPUT_FORMATS,
+    Picture,
+    check_format,
+    encode,
+    holds_profile,
+    output_format,
+)
+from lucidnft.image_metadata import ImageMetadata
 
 __all__ = [
     "IMAGE_EXTENSIONS",
+    "OUTPUT_FORMATS",
     "DecodedPixels",
+    "ImageMetadata",
     "LoadedImage",
     "UnreadableImageError",
+    "check_format",
     "decode_pixels",
+    "holds_profile",
     "list_images",
     "pixels_to_tensor",
     "read_image",
@@ -37,6 +49,8 @@ __all__ = [
 ]
 
 IMAGE_EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+_STRIP_SIZE = 2**16  # pixels
 
 ResizeMode = Literal["bicubic", "bilinear", "area", "nearest"]
 
@@ -50,6 +64,8 @@ class LoadedImage:
     was_grey: bool
     bit_depth: int  # 8 or 16
     icc_profile: bytes | None  # only when it describes pixels like these (RGB, or grey for a grey file)
+    file_format: str  # of the file that was read: a key of OUTPUT_FORMATS, or "gif"
+    metadata: ImageMetadata
 
 
 def read_image(path: str | Path) -> LoadedImage:
@@ -60,7 +76,13 @@ def read_image(path: str | Path) -> LoadedImage:
     pixels = decode_pixels(path)
     alpha = None if pixels.alpha is None else pixels_to_tensor(pixels.alpha[..., None])
     return LoadedImage(
-        pixels_to_tensor(pixels.rgb), alpha, pixels.was_grey, pixels.bit_depth, pixels.icc_profile
+        pixels_to_tensor(pixels.rgb),
+        alpha,
+        pixels.was_grey,
+        pixels.bit_depth,
+        pixels.icc_profile,
+        pixels.file_format,
+        pixels.metadata,
     )
 
 
@@ -83,26 +105,44 @@ def save_image(
     grey: bool = False,
     bit_depth: int = 8,
     icc_profile: bytes | None = None,
+    metadata: ImageMetadata | None = None,
+    quality: int = 95,
 ) -> None:
-    """Write rgb (3, H, W) in [0, 1], and alpha (1, H, W) if given, as a PNG that appears whole or not at all.
+    """Write rgb (3, H, W) in [0, 1], and alpha (1, H, W) if given, to a file that appears whole or not at all.
 
-    grey writes one channel, the mean of the three.  Values are rounded.
+    The extension decides the format.  Values are rounded.
+
+    Args:
+        path: ends in one of `OUTPUT_FORMATS`, or .jpeg or .tiff.
+        grey: write one channel, the mean of the three.  WebP, and TIFF of 16 bits with alpha, get three equal ones.
+        bit_depth: 8, or 16 for PNG and TIFF.
+        icc_profile: for pixels like these; `holds_profile` says where it can be kept.
+        metadata: its sides are set to those of the picture.  WebP keeps the resolution only if it is in the EXIF
+            block; BMP keeps nothing but the resolution.
+        quality: of JPEG and WebP, 1 to 100; 100 makes WebP lossless.
 
     Raises:
-        ValueError: wrong shape, non-finite values, a depth other than 8 or 16, a name that is not .png, or a
-            profile for another kind of pixels.
+        ValueError: wrong shape, non-finite values, a depth other than 8 or 16, a name of no known format, a picture,
+            profile or metadata that the format cannot hold, or a profile for another kind of pixels.
         OSError: the file cannot be written; nothing is left behind and an older file stays.
     """
     path = Path(path)
-    _check_writable(path, rgb, alpha, grey, bit_depth, icc_profile)
-    planes = rgb.mean(dim=0, keepdim=True) if grey else rgb
-    planes = planes if alpha is None else torch.cat([planes, alpha.to(planes)])
-    top = 2**bit_depth - 1
-    scaled = planes.detach().cpu().double().mul(top).round().clamp(0, top).permute(1, 2, 0).numpy()
-    content = _encode_png(scaled.astype(np.uint8 if bit_depth == 8 else np.dtype(">u2")), icc_profile)
+    _check_arguments(path, rgb, alpha, grey, bit_depth, icc_profile, quality)
+    name = output_format(path.suffix)
+    if name == "webp" or (name == "tiff" and alpha is not None and bit_depth == 16):
+        rgb = rgb.mean(dim=0, keepdim=True).expand_as(rgb) if grey else rgb
+        grey = False
+    _, height, width = rgb.shape
+    rows = max(1, _STRIP_SIZE // width)
+    picture = Picture(
+        height=height, width=width, channels=(1 if grey else 3) + (alpha is not None), bit_depth=bit_depth,
+        strips=_strips(path, rgb, alpha, grey, bit_depth, rows), strip_rows=min(rows, height),
+        icc_profile=icc_profile, quality=quality, metadata=(metadata or ImageMetadata()).for_size(height, width),
+    )  # fmt: skip
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("xb") as file:
+            encode(file, name, picture)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -148,19 +188,33 @@ def resize(
     return F.interpolate(images, size=size, mode=mode, align_corners=False, antialias=antialias).clamp(0, 1)
 
 
-def _check_writable(
-    path: Path, rgb: Tensor, alpha: Tensor | None, grey: bool, bit_depth: int, icc_profile: bytes | None
+def _check_arguments(
+    path: Path,
+    rgb: Tensor,
+    alpha: Tensor | None,
+    grey: bool,
+    bit_depth: int,
+    icc_profile: bytes | None,
+    quality: int,
 ) -> None:
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"images are written as PNG; '{path}' should end in .png")
-    if rgb.ndim != 3 or rgb.shape[0] != 3 or not rgb.is_floating_point():
+    if rgb.ndim != 3 or rgb.shape[0] != 3 or rgb.numel() == 0 or not rgb.is_floating_point():
         raise ValueError(f"'{path}': rgb is {tuple(rgb.shape)} {rgb.dtype}, expected (3, H, W) floats")
     if alpha is not None and tuple(alpha.shape) != (1, *rgb.shape[1:]):
         raise ValueError(f"'{path}': alpha is {tuple(alpha.shape)}, expected {(1, *rgb.shape[1:])}")
-    if not (torch.isfinite(rgb).all() and (alpha is None or torch.isfinite(alpha).all())):
-        raise ValueError(f"'{path}': the image holds NaN or infinite values; nothing was written")
     if bit_depth not in (8, 16):
         raise ValueError(f"'{path}': bit_depth is {bit_depth}, expected 8 or 16")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"'{path}': quality is {quality}, expected 1 to 100")
+    try:
+        size = (rgb.shape[1], rgb.shape[2])
+        check_format(path.suffix, size=size, alpha=alpha is not None, bit_depth=bit_depth)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from None
+    if icc_profile and not holds_profile(path.suffix, grey=grey):
+        kind = "grey " if grey else ""
+        raise ValueError(
+            f"'{path}': no profile can be kept in this format for {kind}pixels; pass icc_profile=None"
+        )
     space = b"GRAY" if grey else b"RGB "
     if icc_profile and icc_profile[16:20] != space:
         raise ValueError(
@@ -168,18 +222,17 @@ def _check_writable(
         )
 
 
-def _encode_png(samples: np.ndarray, icc_profile: bytes | None) -> bytes:
-    """(H, W, 1 to 4) uint8 or big-endian uint16 -> PNG.  Pillow cannot write 16-bit colour."""
-    height, width, channels = samples.shape
-    depth = 8 * samples.dtype.itemsize
-    rows = np.frombuffer(samples.tobytes(), np.uint8).reshape(height, -1)
-    filtered = np.full((height, rows.shape[1] + 1), 2, np.uint8)
-    filtered[:, 1:] = rows
-    filtered[1:, 1:] -= rows[:-1]
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))]
-    if icc_profile:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc_profile)))
-    chunks += [(b"IDAT", zlib.compress(filtered.tobytes(), 6)), (b"IEND", b"")]
-    body = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+def _strips(
+    path: Path, rgb: Tensor, alpha: Tensor | None, grey: bool, bit_depth: int, rows: int
+) -> Iterator[np.ndarray]:
+    """(rows, W, channels) integers: a whole image in float64 would be the largest thing in memory."""
+    top = 2**bit_depth - 1
+    for start in range(0, rgb.shape[1], rows):
+        planes = rgb[:, start : start + rows].detach()
+        planes = planes.mean(dim=0, keepdim=True) if grey else planes
+        if alpha is not None:
+            planes = torch.cat([planes, alpha[:, start : start + rows].detach().to(planes)])
+        if not torch.isfinite(planes).all():
+            raise ValueError(f"'{path}': the image holds NaN or infinite values; nothing was written")
+        scaled = planes.cpu().double().mul(top).round_().clamp_(0, top).permute(1, 2, 0).numpy()
+        yield np.ascontiguousarray(scaled).astype(np.uint8 if bit_depth == 8 else np.uint16)
