@@ -206,7 +206,7 @@ class RewardSuite:
         """
         groups, group_size = images.shape[:2]
         size = (images.shape[3], images.shape[4])
-        flat = flatten_groups(images).float().clamp(0, 1)
+        flat = flatten_groups(images)
         rows = torch.arange(groups).repeat_interleave(group_size)
         keys = [f"{batch.keys[g]} (rollout {k})" for g in range(groups) for k in range(group_size)]
         grid = None if cell is None else (max(1, size[0] // cell), max(1, size[1] // cell))
@@ -219,7 +219,9 @@ class RewardSuite:
             for start in range(0, flat.shape[0], self.chunk_size):
                 part = slice(start, start + self.chunk_size)
                 rows_of_part = {n: v[rows[part].to(v.device)] for n, v in reference.items()}
-                parts.append(score_part(reward, flat[part], rows_of_part, grid))
+                # Only this part is copied: whole candidates of a large image fill much of the memory.
+                sr = flat[part].float().clamp(0, 1)
+                parts.append(score_part(reward, sr, rows_of_part, grid))
             reward.rest()
             scores = torch.cat([scores for scores, _ in parts]).to(flat.device)
             check_scores(scores, flat.shape[0], name, keys)

@@ -93,19 +93,26 @@ def build_reward(name_or_config: str | Mapping[str, Any] | ConfigModel) -> Rewar
     return build()
 
 
-def _build_by_name(name: str) -> Reward:
-    found = None if name == "iqa" else config_class(name)
-    if found is not None:
-        return _build_from_mapping({"type": name})
+def check_reward_name(name: str) -> None:
+    """Raise a ValueError, with the nearest names, unless `build_reward` knows this name.  Builds nothing."""
+    if _is_library_name(name):
+        return
+    own = [known for known in library_names() if known != "iqa"]  # which names a metric by its settings
     try:
         metrics = metric_names()
     except ImportError as error:
-        raise ValueError(
-            _unknown(name, library_names()) + f" (pyiqa metrics are not available: {error})"
-        ) from error
-    if name in metrics:
-        return IQAConfig(metric=name).build()
-    raise ValueError(_unknown(name, [*library_names(), *metrics]))
+        raise ValueError(_unknown(name, own) + f" (pyiqa metrics are not available: {error})") from error
+    if name not in metrics:
+        raise ValueError(_unknown(name, [*own, *metrics]))
+
+
+def _is_library_name(name: str) -> bool:
+    return name != "iqa" and config_class(name) is not None
+
+
+def _build_by_name(name: str) -> Reward:
+    check_reward_name(name)
+    return _build_from_mapping({"type": name}) if _is_library_name(name) else IQAConfig(metric=name).build()
 
 
 def _build_from_mapping(settings: Mapping[str, Any]) -> Reward:
