@@ -53,6 +53,12 @@ class UnavailableMetric:
     reason: str
     wanted: str | None  # the file it needs, and where it is looked for; None where that is not known
 
+    def line(self) -> str:
+        """As it is printed."""
+        return f"{self.name}: not available: {self.reason}" + (
+            f" (needs {self.wanted})" if self.wanted else ""
+        )
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -118,7 +124,7 @@ def check_names(names: Iterable[str]) -> None:
     if unknown:
         raise ValueError(
             "; ".join(f"metric {unknown_name(name, [*own, *known])}" for name in unknown)
-            + ". A reward with settings of its own goes under rewards: in a config"
+            + ". A reward with settings of its own goes under rewards: in a config of python -m lucidnft.evaluation"
         )
 
 

@@ -15,7 +15,7 @@ from lucidnft.images import list_images
 class Problem:
     """Something that was asked for and has no score."""
 
-    method: str
+    method: str  # empty where there is but one folder
     stem: str
     reason: str
     metrics: tuple[str, ...] = ()  # that have no score for it; empty: none has
@@ -23,7 +23,8 @@ class Problem:
     def line(self) -> str:
         """As it is printed."""
         which = f" [{', '.join(self.metrics)}]" if self.metrics else ""
-        return f"{self.method}/{self.stem}{which}: {self.reason}"
+        where = f"{self.method}/{self.stem}" if self.method else self.stem
+        return f"{where}{which}: {self.reason}"
 
 
 @dataclass(frozen=True)

@@ -140,12 +140,7 @@ def p_text(p: float) -> str:
 
 def missing_lines(result: Evaluation) -> list[str]:
     """One line for every metric that is not available and every image without a score."""
-    lines = [
-        f"{metric.name}: not available: {metric.reason}"
-        + (f" (needs {metric.wanted})" if metric.wanted else "")
-        for metric in result.unavailable
-    ]
-    return lines + [problem.line() for problem in result.problems]
+    return [metric.line() for metric in result.unavailable] + [problem.line() for problem in result.problems]
 
 
 def arrow(metric: MetricInfo) -> str:
