@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -13,10 +14,14 @@ from lucidnft.evaluation.pairing import file_digest, printable
 from lucidnft.evaluation.settings import RestoreRun
 from lucidnft.images import list_images
 from lucidnft.inference import load_policy, restore
+from lucidnft.inference.batching import plan_batches
 from lucidnft.inference.checkpoints import BASE, find_weights
 from lucidnft.inference.device import choose_device, move_to
-from lucidnft.inference.folder import plan_jobs, restore_files
+from lucidnft.inference.folder import RestoredImage, restore_files
+from lucidnft.inference.jobs import plan_jobs
 from lucidnft.policy import Policy
+
+BATCH_SIZE = 4
 
 
 def restore_method(
@@ -34,13 +39,15 @@ def restore_method(
     policy = move_to(load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path), where)
     folder = output_dir / "restored" / f"{name}-{_run_digest(run, lr, policy)}"
 
-    def restore_image(image: Tensor, key: str) -> Tensor:
-        return restore(
-            policy, image, keys=[key], upscale=run.upscale, seed=run.seed, solver=run.solver,
-            num_inference_steps=run.num_inference_steps, align_method=run.align_method,
+    def restore_images(images: Tensor, keys: Sequence[str]) -> list[RestoredImage]:
+        restored = restore(
+            policy, images, keys=keys, upscale=run.upscale, seed=run.seed, solver=run.solver,
+            num_inference_steps=run.num_inference_steps, align_method=run.align_method, tile_size="auto",
         )  # fmt: skip
+        return [RestoredImage(sr) for sr in restored]
 
-    summary = restore_files(plan_jobs(lr, folder), restore_image, skip_existing=True, progress=progress)
+    batches = plan_batches(plan_jobs(lr, folder), BATCH_SIZE)
+    summary = restore_files(batches, restore_images, skip_existing=True, progress=progress)
     return folder, {
         printable(path.stem): f"could not be restored: {reason}" for path, reason in summary.failed
     }

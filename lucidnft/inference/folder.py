@@ -1,154 +1,271 @@
-"""Restoring files: which inputs become which outputs, and the loop over them.
-
-One PNG per input under the same stem, with its depth, greyness, alpha and colour profile kept.
-"""
+"""The loop over files: decoded ahead, restored in batches, written behind; one bad file does not stop the rest."""
 
 from __future__ import annotations
 
+import errno
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from lucidnft.images import UnreadableImageError, list_images, read_image, resize, save_image
+from lucidnft.image_encoding import output_format
+from lucidnft.images import (
+    LoadedImage,
+    UnreadableImageError,
+    check_format,
+    holds_profile,
+    resize,
+    save_image,
+)
+from lucidnft.inference.batching import Batch
+from lucidnft.inference.jobs import RestoreJob
+from lucidnft.inference.progress import Progress
+from lucidnft.inference.streaming import ReadResult, WriteBehind, read_ahead
 from lucidnft.inference.tile_memory import is_out_of_memory
 
-RestoreFunction = Callable[[Tensor, str], Tensor]
-"""(lr (1, 3, h, w) in [0, 1], key) -> sr (1, 3, H, W) in [0, 1]."""
+STOPPING_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE})
+"""What befalls all that follow too; other errors of the file system are one file's (a name too long, say)."""
 
-BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]{postfix}"
+DEEP_FORMATS = ("png", "tiff")
+
+UNEXPECTED_IN_A_ROW = 3
+"""Errors that no image should cause (a bug, a broken device) end the run when they come this often in a row."""
 
 
 @dataclass(frozen=True)
-class RestoreJob:
-    """One input file and the PNG it becomes."""
+class RestoredImage:
+    """What became of one input."""
 
-    source: Path
-    target: Path
+    sr: Tensor  # (3, H, W) in [0, 1]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for the record
+    others: Mapping[str, Tensor] = field(default_factory=dict)  # further candidates to keep, by name
 
-    @property
-    def key(self) -> str:
-        """The stem, which keys the noise: a file gives the same pixels alone and in any folder."""
-        return self.source.stem
+
+RestoreFunction = Callable[[Tensor, Sequence[str]], Sequence[RestoredImage]]
+"""(lr (B, 3, h, w) in [0, 1], B keys) -> B restored images."""
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """How outputs are written.
+
+    What a format cannot hold of a picture's depth or colour profile is left out; an alpha channel is not, see
+    `check_format`.
+    """
+
+    bit_depth: Literal["auto", 8, 16] = "auto"  # auto: the input's, as far as the format holds it
+    quality: int = 95  # of JPEG and WebP
+    keep_metadata: bool = False  # EXIF, XMP and resolution
+    candidates_dir: Path | None = None  # where other candidates go, under the outputs' sub-folders
+    output_dir: Path | None = None  # that those sub-folders are counted from
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What happened to one input, for the manifest."""
+
+    job: RestoreJob
+    reason: str | None  # why it failed; None when it was restored
+    seconds: float = 0.0  # of the network's work
+    input_size: tuple[int, int] | None = None  # (h, w), upright
+    output_size: tuple[int, int] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class RestoreSummary:
-    """What happened to the files of a folder."""
+    """What happened to the files of a run."""
 
     restored: list[Path] = field(default_factory=list)  # outputs written
     skipped: list[Path] = field(default_factory=list)  # outputs that were there already
     failed: list[tuple[Path, str]] = field(default_factory=list)  # inputs, and the reason
-
-
-def plan_jobs(source: str | Path, output_dir: str | Path, *, recursive: bool = False) -> list[RestoreJob]:
-    """Inputs and outputs, sorted by path; `recursive` keeps sub-folders.
-
-    Images already below output_dir are results, not inputs, when output_dir lies inside the input folder.
-
-    Raises:
-        FileNotFoundError: the input does not exist.
-        ValueError: no image in the folder, two inputs would be written to one file, or an output would
-            replace an input; nothing has been written then.
-    """
-    source, output_dir = Path(source), Path(output_dir)
-    if not source.exists():
-        raise FileNotFoundError(f"input {source} does not exist")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"output_dir {output_dir} is a file; give a folder")
-    folder = source if source.is_dir() else source.parent
-    files = list_images(source, recursive) if source.is_dir() else [source]
-    results = output_dir.resolve()
-    if results != folder.resolve() and results.is_relative_to(folder.resolve()):
-        files = [file for file in files if not file.resolve().is_relative_to(results)]
-        if not files:
-            raise ValueError(
-                f"every image in '{folder}' lies in output_dir '{output_dir}'; nothing to restore"
-            )
-    jobs = [
-        RestoreJob(file, output_dir / file.relative_to(folder).parent / f"{file.stem}.png") for file in files
-    ]
-    _check_targets(jobs)
-    return jobs
+    notes: list[tuple[Path, str]] = field(default_factory=list)  # inputs, and what their outputs lack
 
 
 def restore_files(
-    jobs: Sequence[RestoreJob],
-    restore_image: RestoreFunction,
+    batches: Sequence[Batch],
+    restore_images: RestoreFunction,
+    output: OutputSettings | None = None,
     *,
     skip_existing: bool = False,
     progress: bool = True,
+    record: Callable[[FileRecord], None] | None = None,
+    summary: RestoreSummary | None = None,
 ) -> RestoreSummary:
-    """Restore file after file; one that cannot be read or restored is recorded and the rest go on.
+    """Restore batch after batch; a file that cannot be read, restored or written is recorded and the rest go on.
+
+    A batch of which some outputs are missing is restored whole, and only those are written: see `batching`.
+
+    Args:
+        record: called once for every file that was restored or failed, as soon as that is known; from any thread.
+        summary: filled and returned; to be given by a caller who wants to know what was done before an error.
 
     Raises:
-        OSError: an output cannot be written, which would befall all that follow too.
+        OSError: an output cannot be written for a reason that would befall all that follow too.
+        RuntimeError, ...: the same kind of unexpected error several times in a row.
     """
-    summary = RestoreSummary()
-    if skip_existing:
-        summary.skipped = [job.target for job in jobs if job.target.exists()]
-        jobs = [job for job in jobs if not job.target.exists()]
-    bar = tqdm(jobs, desc="restore", unit="image", bar_format=BAR_FORMAT, disable=not progress)
-    for job in bar:
+    output = output or OutputSettings()
+    run = _Run(restore_images, output, record, RestoreSummary() if summary is None else summary)
+    todo = []
+    for batch in batches:
+        existing = {job.target for job in batch.jobs if skip_existing and job.target.exists()}
+        run.summary.skipped += [job.target for job in batch.jobs if job.target in existing]
+        if len(existing) < len(batch.jobs):
+            todo.append(batch)
+    run.skipped = frozenset(run.summary.skipped)
+    count = sum(len(batch.jobs) for batch in batches) - len(run.skipped)
+    pixels = sum(batch.pixels for batch in todo)
+    with Progress(count, pixels, shown=progress) as run.bar, WriteBehind(run.finished) as run.writers:
+        for batch, images in read_ahead(todo):
+            run.restore_batch(batch, images)
+    return run.summary
+
+
+class _Run:
+    """State of one call of `restore_files`."""
+
+    bar: Progress
+    writers: WriteBehind[FileRecord]
+
+    def __init__(
+        self,
+        restore_images: RestoreFunction,
+        output: OutputSettings,
+        record: Callable[[FileRecord], None] | None,
+        summary: RestoreSummary,
+    ) -> None:
+        self.restore_images = restore_images
+        self.output = output
+        self.record = record
+        self.summary = summary
+        self.skipped: frozenset[Path] = frozenset()
+        self._unexpected = 0
+
+    def restore_batch(self, batch: Batch, images: Sequence[ReadResult]) -> None:
+        """Restore what could be decoded, images of one upright size together, and report the others."""
+        by_size: dict[tuple[int, ...], list[tuple[RestoreJob, LoadedImage]]] = {}
+        for job, image in zip(batch.jobs, images, strict=True):
+            problem = _cannot_be_written(job, image, self.output) if isinstance(image, LoadedImage) else image
+            if isinstance(image, LoadedImage) and problem is None:
+                by_size.setdefault(tuple(image.rgb.shape), []).append((job, image))
+            elif problem is not None and job.target not in self.skipped:
+                self._failed(job, problem)
+        for group in by_size.values():
+            if any(job.target not in self.skipped for job, _ in group):
+                self._restore_group(group)
+        self.bar.advance(batch.pixels)
+
+    def _restore_group(self, group: Sequence[tuple[RestoreJob, LoadedImage]]) -> None:
         started = time.perf_counter()
-        reason = restore_file(job, restore_image)
-        if reason is None:
-            summary.restored.append(job.target)
-            bar.set_postfix_str(f"{job.source.name}: {time.perf_counter() - started:.1f} s")
+        failure: Exception | None = None
+        restored: Sequence[RestoredImage] = ()
+        try:
+            lr = torch.stack([image.rgb for _, image in group])
+            restored = self.restore_images(lr, [job.key for job, _ in group])
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            if len(group) > 1:
+                for single in group:  # to tell which of them it was
+                    self._restore_group([single])
+            elif group[0][0].target not in self.skipped:
+                self._failed(group[0][0], failure)
+            return
+        self._unexpected = 0
+        seconds = (time.perf_counter() - started) / len(group)
+        for (job, image), result in zip(group, restored, strict=True):
+            if job.target not in self.skipped:
+                self._write(job, image, result, seconds)
+
+    def _write(self, job: RestoreJob, image: LoadedImage, result: RestoredImage, seconds: float) -> None:
+        sr = result.sr.detach().cpu()
+        others = {name: other.detach().cpu() for name, other in result.others.items()}
+        height, width = sr.shape[1:]
+        facts = FileRecord(
+            job, None, seconds, (image.rgb.shape[1], image.rgb.shape[2]), (height, width), result.facts
+        )
+        output = self.output
+
+        def write() -> None:
+            _save(job.target, sr, image, output)
+            for name, other in others.items():
+                assert output.candidates_dir is not None and output.output_dir is not None
+                place = output.candidates_dir / job.target.relative_to(output.output_dir)
+                _save(place.with_name(f"{place.stem}.{name}{place.suffix}"), other, image, output)
+            if self.record is not None:
+                self.record(facts)
+
+        if output.keep_metadata:
+            self.summary.notes += [(job.source, problem) for problem in image.metadata.problems]
+        self.bar.done(job.source.name)
+        self.writers.submit(facts, (1 + len(others)) * height * width, write)
+
+    def finished(self, facts: FileRecord, error: BaseException | None) -> None:
+        """What the writing of a file came to."""
+        if error is None:
+            self.summary.restored.append(facts.job.target)
+        elif isinstance(error, OSError) and error.errno in STOPPING_ERRORS:
+            raise error
+        elif isinstance(error, (OSError, ValueError, MemoryError)):
+            self._failed(facts.job, error, counted=True)
         else:
-            summary.failed.append((job.source, reason))
-    return summary
+            raise error
+
+    def _failed(self, job: RestoreJob, error: BaseException, *, counted: bool = False) -> None:
+        """counted: it was restored, and failed after that."""
+        if not isinstance(error, (ValueError, OSError)) and not is_out_of_memory(error):
+            self._unexpected += 1
+            if self._unexpected == UNEXPECTED_IN_A_ROW:
+                raise error
+        reason = _reason(error)
+        self.summary.failed.append((job.source, reason))
+        if not counted:
+            self.bar.done(job.source.name)
+        if self.record is not None:
+            self.record(FileRecord(job, reason))
 
 
-def restore_file(job: RestoreJob, restore_image: RestoreFunction) -> str | None:
-    """Restore one file; returns why it failed, or None.  Raises OSError when the output cannot be written."""
+def _cannot_be_written(job: RestoreJob, image: LoadedImage, output: OutputSettings) -> ValueError | None:
+    """What would be refused once the image is restored, said before."""
+    depth = 8 if output.bit_depth == "auto" else output.bit_depth
     try:
-        image = read_image(job.source)
-        sr = restore_image(image.rgb.unsqueeze(0), job.key)[0].cpu()
-    except UnreadableImageError as error:
-        return error.reason
+        check_format(job.target.suffix, size=(1, 1), alpha=image.alpha is not None, bit_depth=depth)
     except ValueError as error:
-        return str(error)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return "not enough memory to restore it; take smaller tiles (--tile_size) or another device"
-    alpha = None
-    if image.alpha is not None:
-        alpha = resize(image.alpha.unsqueeze(0), (sr.shape[1], sr.shape[2]))[0]
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    save_image(
-        job.target,
-        sr,
-        alpha=alpha,
-        grey=image.was_grey,
-        bit_depth=image.bit_depth,
-        icc_profile=image.icc_profile,
-    )
+        return ValueError(f"{error} (--format)")
     return None
 
 
-def _check_targets(jobs: Sequence[RestoreJob]) -> None:
-    sources: defaultdict[Path, list[Path]] = defaultdict(list)
-    for job in jobs:
-        sources[job.target].append(job.source)
-    shared = [
-        f"{target.name} <- {', '.join(map(str, files))}"
-        for target, files in sources.items()
-        if len(files) > 1
-    ]
-    if shared:
-        raise ValueError(
-            f"{len(shared)} output(s) would be written by several inputs: {'; '.join(shared[:3])}; "
-            "rename the inputs or restore them into different folders"
-        )
-    inputs = {job.source.resolve() for job in jobs}
-    replaced = [str(job.target) for job in jobs if job.target.resolve() in inputs]
-    if replaced:
-        raise ValueError(
-            f"{len(replaced)} output(s) would replace an input ({replaced[0]}); choose another output_dir"
-        )
+def _save(path: Path, sr: Tensor, image: LoadedImage, output: OutputSettings) -> None:
+    alpha = None
+    if image.alpha is not None:
+        alpha = resize(image.alpha.unsqueeze(0), (sr.shape[1], sr.shape[2]))[0]
+    depth = output.bit_depth
+    if depth == "auto":
+        depth = 16 if image.bit_depth == 16 and output_format(path.suffix) in DEEP_FORMATS else 8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(
+        path,
+        sr,
+        alpha=alpha,
+        grey=image.was_grey,
+        bit_depth=depth,
+        icc_profile=image.icc_profile if holds_profile(path.suffix, grey=image.was_grey) else None,
+        metadata=image.metadata if output.keep_metadata else None,
+        quality=output.quality,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnreadableImageError):
+        return error.reason
+    if isinstance(error, OSError):
+        return f"cannot be written: {error}"
+    if isinstance(error, MemoryError) and str(error):
+        return str(error)
+    if is_out_of_memory(error):
+        return "not enough memory to restore it; take smaller tiles (--tile_size) or another device"
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

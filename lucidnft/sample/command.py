@@ -1,62 +1,102 @@
 """Restore a photograph or a folder of them with a trained policy or with the base that ships.
 
-Exit status: 0 when every image was restored or skipped, 1 when some failed, 2 when nothing was started.
+Exit status: 0 when every image was restored or skipped, 1 when some failed, 2 when nothing was started, 130 when
+it was interrupted.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from typing import TYPE_CHECKING
 
 from lucidnft.sample.arguments import parse_args
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from lucidnft.inference.folder import RestoreSummary
+    from lucidnft.sample.processes import Processes
+    from lucidnft.sample.setup import Work
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit status."""
     args = parse_args(argv)
     # Only now the libraries that take seconds to load: --help and typing mistakes answer at once.
-    from lucidnft.config import base_section
-    from lucidnft.inference import load_policy, restore
-    from lucidnft.inference.device import choose_device, move_to
-    from lucidnft.inference.folder import plan_jobs, restore_files
-    from lucidnft.inference.sizes import asked_size
+    from lucidnft.sample.processes import join_processes
 
+    processes = join_processes()
     try:
-        jobs = plan_jobs(args.input, args.output_dir, recursive=args.recursive)
-        device = choose_device(args.device)
-        base = base_section(args.base_config) if args.base_config else None
-        loaded = load_policy(args.checkpoint, model_name_or_path=args.model_name_or_path, base=base)
-        policy = move_to(loaded, device)
+        status = _run(args, processes)
+    except KeyboardInterrupt:
+        print("sample.py: interrupted; --skip_existing goes on where it stopped", file=sys.stderr)
+        return 130
+    processes.close()
+    return status
+
+
+def _run(args: argparse.Namespace, processes: Processes) -> int:
+    from lucidnft.evaluation.pairing import printable
+    from lucidnft.sample.checks import run_checks
+    from lucidnft.sample.setup import prepare
+
+    work, problem = None, None
+    try:
+        work = prepare(args, processes)
     except (ValueError, OSError, ImportError) as error:
-        print(f"sample.py: {error}", file=sys.stderr)
+        problem = str(error)
+        print(f"sample.py: {problem}", file=sys.stderr)
+    if any(processes.gather(problem)) or work is None:
         return 2
-
-    def restore_image(lr: Tensor, key: str) -> Tensor:
-        size = None
-        if args.upscale is None:
-            size = asked_size(
-                lr.shape[2], lr.shape[3], to_height=args.height, to_width=args.width, fit=args.fit
-            )
-        return restore(
-            policy, lr, keys=[key], upscale=args.upscale, size=size, seed=args.seed, solver=args.solver,
-            num_inference_steps=args.num_inference_steps, fidelity=args.fidelity, align_method=args.align_method,
-            align_to=args.align_to, tile_size=args.tile_size, tile_overlap=args.tile_overlap,
-            process_size=args.process_size, batch_size=args.batch_size,
-            storage="cpu" if args.storage == "cpu" else None,
-        )  # fmt: skip
-
-    try:
-        summary = restore_files(jobs, restore_image, skip_existing=args.skip_existing)
-    except OSError as error:
-        print(f"sample.py: stopped, cannot write: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"{len(summary.restored)} restored, {len(summary.skipped)} skipped, {len(summary.failed)} failed"
-        f" -> {args.output_dir}"
+    summary, stopped = restore_share(args, work, processes)
+    shares = processes.gather((summary, stopped))
+    if not processes.is_main:
+        return 0  # the main process speaks for all: a launcher stops the others at the first other status
+    restored, skipped, failed, notes = (
+        [item for share, _ in shares for item in getattr(share, name)]
+        for name in ("restored", "skipped", "failed", "notes")
     )
-    for source, reason in summary.failed:
-        print(f"failed: {source}: {reason}", file=sys.stderr)
-    return 1 if summary.failed else 0
+    print(f"{len(restored)} restored, {len(skipped)} skipped, {len(failed)} failed -> {args.output_dir}")
+    for source, note in notes:
+        print(f"note: {printable(str(source))}: {note}", file=sys.stderr)
+    for source, reason in failed:
+        print(f"failed: {printable(str(source))}: {reason}", file=sys.stderr)
+    problems = sorted({reason for _, reason in shares if reason})
+    for reason in problems:
+        print(f"sample.py: stopped, cannot write: {reason}", file=sys.stderr)
+    try:
+        missing = run_checks(work.checks, work.jobs, work.output_dir, work.device, part=work.shard)
+    except (OSError, ValueError, RuntimeError) as error:
+        missing = [f"sample.py: the outputs could not be looked at: {error}"]
+    for line in missing:
+        print(line, file=sys.stderr)
+    return 1 if failed or problems or missing else 0
+
+
+def restore_share(
+    args: argparse.Namespace, work: Work, processes: Processes
+) -> tuple[RestoreSummary, str | None]:
+    """Restore the files of this process; what became of them, and why it stopped early if it did."""
+    from lucidnft.environment import environment
+    from lucidnft.inference.folder import RestoreSummary, restore_files
+    from lucidnft.sample.manifest import Manifest, other_settings
+
+    if args.skip_existing and processes.is_main:
+        different = other_settings(work.output_dir, work.settings)
+        if different:
+            print(f"sample.py: outputs that are there were made with {'; '.join(different)}", file=sys.stderr)
+    written = RestoreSummary()
+    try:
+        with Manifest(
+            work.output_dir, work.settings, environment(work.device, processes.count), work.part
+        ) as manifest:
+            restore_files(
+                work.batches, work.restore_images, work.output, skip_existing=args.skip_existing,
+                progress=processes.is_main, record=manifest.add, summary=written,
+            )  # fmt: skip
+    except OSError as error:
+        return written, str(error)
+    return written, None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,182 +1,265 @@
-"""From input files to output files: names, collisions, failures and what is kept of a picture."""
+"""The loop over files: failures, batches, what is kept of a picture, and what is done again."""
 
-import os
+import errno
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from lucidnft.images import read_image, resize
-from lucidnft.inference.folder import RestoreJob, plan_jobs, restore_file, restore_files
+from lucidnft.inference import folder as folder_module
+from lucidnft.inference.batching import plan_batches
+from lucidnft.inference.folder import OutputSettings, RestoredImage, restore_files
+from lucidnft.inference.jobs import RestoreJob, plan_jobs
 
 
-def doubled(lr, key):
+def doubled(lr, keys):
     """Stands for a network: twice the size, no learning."""
-    return resize(lr, (lr.shape[2] * 2, lr.shape[3] * 2))
+    assert len(keys) == len(lr)
+    return [RestoredImage(sr) for sr in resize(lr, (lr.shape[2] * 2, lr.shape[3] * 2))]
 
 
-def touch(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 3), (10, 200, 30)).save(path)
+def touch(folder, *names, size=(4, 3)):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", size, (10, 200, number)).save(folder / name)
     return folder
 
 
-def targets(jobs, folder):
-    return {str(j.source.name): str(j.target.relative_to(folder)) for j in jobs}
+def run(tmp_path, restore_images=doubled, output=None, *, batch_size=1, **options):
+    batches = plan_batches(plan_jobs(tmp_path / "in", tmp_path / "out"), batch_size)
+    return restore_files(batches, restore_images, output, **{"progress": False, **options})
 
 
-def test_names_with_dots_survive_and_everything_becomes_png(tmp_path):
-    touch(tmp_path / "in", "a.b.png", "a.c.JPG", "plain.bmp")
-    jobs = plan_jobs(tmp_path / "in", tmp_path / "out")
-    assert targets(jobs, tmp_path / "out") == {
-        "a.b.png": "a.b.png",
-        "a.c.JPG": "a.c.png",
-        "plain.bmp": "plain.png",
-    }
-    assert [j.key for j in jobs] == ["a.b", "a.c", "plain"]
-
-
-def test_sub_folders_are_kept_when_asked_for_and_left_out_otherwise(tmp_path):
-    touch(tmp_path / "in", "a.png", "sub/a.png")
-    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", recursive=True)
-    assert [str(j.target.relative_to(tmp_path / "out")) for j in jobs] == ["a.png", "sub/a.png"]
-    assert len(plan_jobs(tmp_path / "in", tmp_path / "out")) == 1
-
-
-def test_one_file_is_one_job(tmp_path):
-    touch(tmp_path, "x.y.webp")
-    assert plan_jobs(tmp_path / "x.y.webp", tmp_path / "out") == [
-        RestoreJob(tmp_path / "x.y.webp", tmp_path / "out" / "x.y.png")
-    ]
-
-
-def test_two_inputs_for_one_output_are_refused(tmp_path):
-    touch(tmp_path / "in", "a.png", "a.jpg", "b.png")
-    with pytest.raises(
-        ValueError, match=r"1 output\(s\) would be written by several inputs: a\.png <- .*a\.jpg"
-    ):
-        plan_jobs(tmp_path / "in", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_input_is_never_replaced(tmp_path):
-    touch(tmp_path, "a.png")
-    for source in (tmp_path, tmp_path / "a.png"):
-        with pytest.raises(ValueError, match=r"would replace an input .*a\.png.*another output_dir"):
-            plan_jobs(source, tmp_path / ".." / tmp_path.name)
-
-
-def test_results_below_the_input_folder_are_not_inputs_of_the_next_run(tmp_path):
-    touch(tmp_path, "a.png", "restored/a.png", "restored/sub/b.png")
-    jobs = plan_jobs(tmp_path, tmp_path / "restored", recursive=True)
-    assert [j.source for j in jobs] == [tmp_path / "a.png"]
-    (tmp_path / "a.png").unlink()
-    with pytest.raises(ValueError, match="nothing to restore"):
-        plan_jobs(tmp_path, tmp_path / "restored", recursive=True)
-
-
-def test_missing_and_empty_inputs_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        plan_jobs(tmp_path / "nowhere", tmp_path / "out")
-    (tmp_path / "in").mkdir()
-    with pytest.raises(ValueError, match="no image file"):
-        plan_jobs(tmp_path / "in", tmp_path / "out")
-    touch(tmp_path / "in", "a.png")
-    with pytest.raises(ValueError, match="is a file; give a folder"):
-        plan_jobs(tmp_path / "in", tmp_path / "in" / "a.png")
-
-
-def restored(tmp_path, name, **arguments):
+def restored(tmp_path, name, array, **arguments):
     source = tmp_path / name
-    if "array" in arguments:
-        Image.fromarray(arguments.pop("array")).save(source, **arguments)
+    Image.fromarray(array).save(source, **arguments)
     job = RestoreJob(source, tmp_path / "out" / f"{source.stem}.png")
-    assert restore_file(job, doubled) is None
+    assert restore_files(plan_batches([job], 1), doubled, progress=False).failed == []
     return read_image(job.target)
 
 
 def test_alpha_is_scaled_separately_and_kept(tmp_path):
     array = np.zeros((3, 5, 4), np.uint8)
     array[..., 0], array[:, :2, 3] = 200, 255
-    image = restored(tmp_path, "a.png", array=array)
+    image = restored(tmp_path, "a.png", array)
     assert image.alpha.shape == (1, 6, 10)
     assert image.alpha[0, :, 0].eq(1).all() and image.alpha[0, :, -1].eq(0).all()
     torch.testing.assert_close(image.rgb[0], torch.full((6, 10), 200 / 255), atol=2e-3, rtol=0)
 
 
 def test_grey_stays_grey_and_sixteen_bits_stay_sixteen(tmp_path):
-    image = restored(tmp_path, "g.jpg", array=np.full((4, 4), 90, np.uint8))
+    image = restored(tmp_path, "g.jpg", np.full((4, 4), 90, np.uint8))
     assert image.was_grey and image.bit_depth == 8
-    deep = np.array([[256 * 10 + 3, 256 * 10 + 9]], np.uint16)
-    image = restored(tmp_path, "d.png", array=deep)
+    image = restored(tmp_path, "d.png", np.array([[256 * 10 + 3, 256 * 10 + 9]], np.uint16))
     assert image.was_grey and image.bit_depth == 16
     assert len(torch.unique(image.rgb)) > 2  # levels between the two that 8 bits cannot tell apart
 
 
-def test_a_colour_profile_is_kept(tmp_path):
-    from PIL import ImageCms
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_depth_can_be_asked_for(tmp_path, depth):
+    touch(tmp_path / "in", "a.png")
+    run(tmp_path, output=OutputSettings(bit_depth=depth))
+    assert read_image(tmp_path / "out" / "a.png").bit_depth == depth
 
+
+def test_a_colour_profile_is_kept(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    image = restored(tmp_path, "p.png", array=np.zeros((2, 2, 3), np.uint8), icc_profile=profile)
+    image = restored(tmp_path, "p.png", np.zeros((2, 2, 3), np.uint8), icc_profile=profile)
     assert image.icc_profile == profile
 
 
-def test_failures_are_recorded_and_the_rest_go_on(tmp_path):
-    touch(tmp_path / "in", "a.png", "b.png", "c.png", "d.png")
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_failures_are_recorded_and_the_rest_go_on(tmp_path, batch_size):
+    touch(tmp_path / "in", "a.png", "b.png", "c.png", "d.png", "e.png")
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "b.png").read_bytes()[:40])
 
-    def fragile(lr, key):
-        if key == "c":
+    def fragile(lr, keys):
+        if "c" in keys:
             raise ValueError("not finite")
-        if key == "d":
+        if "d" in keys:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return doubled(lr, key)
+        return doubled(lr, keys)
 
-    summary = restore_files(plan_jobs(tmp_path / "in", tmp_path / "out"), fragile, progress=False)
-    assert summary.restored == [tmp_path / "out" / "a.png"]
-    assert [(p.name, reason.split(";")[0]) for p, reason in summary.failed][1:] == [
-        ("c.png", "not finite"),
-        ("d.png", "not enough memory to restore it"),
-    ]
-    assert summary.failed[0][0].name == "b.png"
-    assert sorted(os.listdir(tmp_path / "out")) == ["a.png"]
+    records = []
+    summary = run(tmp_path, fragile, batch_size=batch_size, record=records.append)
+    assert [path.name for path in summary.restored] == ["a.png", "e.png"]
+    reasons = {path.name: reason.split(";")[0] for path, reason in summary.failed}
+    assert reasons.pop("b.png")
+    assert reasons == {"c.png": "not finite", "d.png": "not enough memory to restore it"}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "e.png"]
+    assert sorted((r.job.key, r.reason is None) for r in records) == [
+        ("a", True), ("b", False), ("c", False), ("d", False), ("e", True)
+    ]  # fmt: skip
+    assert {(r.input_size, r.output_size) for r in records if r.reason is None} == {((3, 4), (6, 8))}
 
 
-def test_a_bug_in_the_network_is_not_a_bad_image(tmp_path):
-    touch(tmp_path / "in", "a.png")
+def test_one_bug_is_a_failed_image_and_three_in_a_row_end_the_run(tmp_path):
+    touch(tmp_path / "in", *(f"{i}.png" for i in range(6)))
 
-    def broken(lr, key):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    def broken_for(*bad):
+        def broken(lr, keys):
+            if keys[0] in bad:
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+            return doubled(lr, keys)
 
+        return broken
+
+    summary = run(tmp_path, broken_for("0", "1", "3", "4"))
+    assert [reason for _, reason in summary.failed] == [
+        "RuntimeError: mat1 and mat2 shapes cannot be multiplied"
+    ] * 4
     with pytest.raises(RuntimeError, match="mat1"):
-        restore_files(plan_jobs(tmp_path / "in", tmp_path / "out"), broken, progress=False)
+        run(tmp_path, broken_for("1", "2", "3"))
 
 
-def test_an_unwritable_output_stops_the_run(tmp_path):
-    touch(tmp_path / "in", "a.png")
-    jobs = plan_jobs(tmp_path / "in", tmp_path / "out")
-    (tmp_path / "out").write_text("a file where the folder should be")
+def test_a_full_disk_stops_the_run_and_one_bad_name_does_not(tmp_path, monkeypatch):
+    touch(tmp_path / "in", "a.png", "b.png")
+    real, error = folder_module.save_image, errno.ENAMETOOLONG
+
+    def failing(path, *args, **options):
+        if path.name == "a.png":
+            raise OSError(error, "no")
+        real(path, *args, **options)
+
+    monkeypatch.setattr(folder_module, "save_image", failing)
+    summary = run(tmp_path)
+    assert [p.name for p, _ in summary.failed] == ["a.png"] and [p.name for p in summary.restored] == [
+        "b.png"
+    ]
+    assert "cannot be written" in summary.failed[0][1]
+    error = errno.ENOSPC
+    summary = folder_module.RestoreSummary()
     with pytest.raises(OSError):
-        restore_files(jobs, doubled, progress=False)
+        run(tmp_path, summary=summary)
+    assert not summary.failed
 
 
 def test_existing_outputs_are_skipped_by_their_output_name(tmp_path):
     touch(tmp_path / "in", "a.jpg", "b.jpg")
-    jobs = plan_jobs(tmp_path / "in", tmp_path / "out")
-    restore_files(jobs[:1], doubled, progress=False)
-    before = (tmp_path / "out" / "a.png").stat().st_mtime_ns
-    summary = restore_files(jobs, doubled, skip_existing=True, progress=False)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_bytes(b"there")
+    summary = run(tmp_path, skip_existing=True)
     assert [p.name for p in summary.skipped] == ["a.png"] and [p.name for p in summary.restored] == ["b.png"]
-    assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == before
-    assert len(restore_files(jobs, doubled, progress=False).restored) == 2
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"there"
+    assert len(run(tmp_path).restored) == 2
 
 
-def test_the_bar_shows_count_and_seconds_per_image(tmp_path, capsys):
+def test_a_batch_that_was_cut_off_is_restored_whole_and_only_the_rest_is_written(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.png", "c.png", "d.png")
+    (tmp_path / "out").mkdir()
+    for name in ("a", "c", "d"):
+        (tmp_path / "out" / f"{name}.png").write_bytes(b"there")
+    seen = []
+
+    def watched(lr, keys):
+        seen.append(list(keys))
+        return doubled(lr, keys)
+
+    summary = run(tmp_path, watched, batch_size=2, skip_existing=True)
+    assert seen == [["a", "b"]]
+    assert [p.name for p in summary.restored] == ["b.png"] and len(summary.skipped) == 3
+    assert (tmp_path / "out" / "a.png").read_bytes() == b"there"
+
+
+def test_a_batch_whose_missing_file_is_unreadable_is_not_restored_again(tmp_path):
     touch(tmp_path / "in", "a.png", "b.png")
-    restore_files(plan_jobs(tmp_path / "in", tmp_path / "out"), doubled)
-    assert "2/2" in capsys.readouterr().err.split("\r")[-1]
-    restore_files(plan_jobs(tmp_path / "in", tmp_path / "out"), doubled)
-    assert "s/image" in capsys.readouterr().err
+    cut = (tmp_path / "in" / "b.png").read_bytes()[:-30]
+    (tmp_path / "in" / "b.png").write_bytes(cut)
+    run(tmp_path, batch_size=2)
+
+    def never(lr, keys):
+        raise AssertionError("nothing is left to restore")
+
+    summary = run(tmp_path, never, batch_size=2, skip_existing=True)
+    assert [p.name for p, _ in summary.failed] == ["b.png"]
+
+
+def test_images_of_one_header_size_that_are_turned_go_apart(tmp_path):
+    touch(tmp_path / "in", "a.jpg", "b.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 3)).save(tmp_path / "in" / "b.jpg", exif=exif)
+    shapes = []
+
+    def watched(lr, keys):
+        shapes.append(tuple(lr.shape))
+        return doubled(lr, keys)
+
+    run(tmp_path, watched, batch_size=2)
+    assert sorted(shapes) == [(1, 3, 3, 4), (1, 3, 4, 3)]
+
+
+def test_other_candidates_go_to_a_folder_of_their_own(tmp_path):
+    touch(tmp_path / "in", "a.png")
+
+    def three(lr, keys):
+        sr = doubled(lr, keys)[0].sr
+        return [RestoredImage(sr, {"sample": 1}, {"sample0": sr, "sample2": sr})]
+
+    output = OutputSettings(candidates_dir=tmp_path / "out" / "candidates", output_dir=tmp_path / "out")
+    records = []
+    run(tmp_path, three, output, record=records.append)
+    found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
+    assert found == ["a.png", "candidates/a.sample0.png", "candidates/a.sample2.png"]
+    assert records[0].facts == {"sample": 1}
+
+
+def test_files_are_read_while_the_network_works_and_written_behind_it(tmp_path, monkeypatch):
+    touch(tmp_path / "in", "a.png", "b.png", "c.png")
+    all_read, real_read = threading.Event(), folder_module.read_ahead.__globals__["read_image"]
+    reads = []
+
+    def counted(path):
+        reads.append(path)
+        if len(reads) == 3:
+            all_read.set()
+        return real_read(path)
+
+    monkeypatch.setitem(folder_module.read_ahead.__globals__, "read_image", counted)
+    released, real_save = threading.Event(), folder_module.save_image
+
+    def slow(path, *args, **options):
+        assert released.wait(10)
+        real_save(path, *args, **options)
+
+    monkeypatch.setattr(folder_module, "save_image", slow)
+
+    def network(lr, keys):
+        if keys == ["a"]:
+            assert all_read.wait(10), "the next files are read while the first is in the network"
+        if keys == ["c"]:
+            released.set()  # nothing has been written yet, and the loop came here all the same
+        return doubled(lr, keys)
+
+    assert len(run(tmp_path, network).restored) == 3
+
+
+def test_waiting_outputs_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("lucidnft.inference.streaming.WRITE_BEHIND_PIXELS", 2 * 48)
+    touch(tmp_path / "in", *(f"{i}.png" for i in range(8)))
+    unwritten, most, real = [0], [0], folder_module.save_image
+
+    def slow(path, *args, **options):
+        time.sleep(0.02)
+        real(path, *args, **options)
+        unwritten[0] -= 1
+
+    def network(lr, keys):
+        unwritten[0] += 1
+        most[0] = max(most[0], unwritten[0])
+        return doubled(lr, keys)
+
+    monkeypatch.setattr(folder_module, "save_image", slow)
+    assert len(run(tmp_path, network).restored) == 8
+    assert most[0] <= 3  # two wait, one is in the network
+
+
+def test_progress_names_count_seconds_and_the_time_left(tmp_path, capsys):
+    touch(tmp_path / "in", "a.png", "b.png")
+    run(tmp_path, progress=True)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("restore: 2/2 images, ") and "s/image, 00:00 left, last 'b.png'" in last

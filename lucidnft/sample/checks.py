@@ -1,0 +1,100 @@
+"""What is made of the outputs once all are there: scores, maps, and the page that compares them with their inputs.
+
+It looks at the saved files, also at those of earlier runs: with --skip_existing it can be asked for afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lucidnft.inference.jobs import RestoreJob
+from lucidnft.sample.compare import ComparedPair, write_comparison
+from lucidnft.sample.manifest import chosen_samples
+from lucidnft.sample.scores import (
+    NamedPair,
+    OutputScores,
+    check_metrics,
+    name_pairs,
+    parse_metrics,
+    score_outputs,
+    write_scores_csv,
+)
+
+CACHE_FILE = ".scores"
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What was asked for, by names that are known to be good."""
+
+    metrics: tuple[str, ...]
+    compare: bool
+
+
+def plan_checks(args: argparse.Namespace) -> Checks:
+    """What the command line asks for; what cannot be computed is said now, not after hours of restoring.
+
+    Raises:
+        ValueError: an unknown name, or a metric that needs more than the input.
+    """
+    metrics = parse_metrics(args.metrics) if args.metrics is not None else ()
+    for metric in check_metrics(metrics):
+        print(f"sample.py: {metric.line()}; the rest goes on")
+    return Checks(metrics, args.compare)
+
+
+def run_checks(
+    checks: Checks, jobs: Sequence[RestoreJob], output_dir: Path, device: torch.device, *, part: str
+) -> list[str]:
+    """Make everything; returns what is missing, one line each.
+
+    part: which shard this is, in the names of files; "" when it is all.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    pairs = name_pairs([(job.source, job.target) for job in jobs if job.target.exists()], output_dir)
+    if not pairs:
+        return ["there is no output to look at"] if checks.metrics or checks.compare else []
+    missing: list[str] = []
+    scores = None
+    if checks.metrics:
+        scores = _score(checks.metrics, pairs, output_dir, device, part)
+        missing += scores.missing_lines()
+    if checks.compare:
+        samples = chosen_samples(output_dir)
+        compared = [
+            ComparedPair(name, source, output, samples.get(str(output), {})) for name, source, output in pairs
+        ]
+        page = write_comparison(
+            compared,
+            output_dir,
+            scores=None if scores is None else _by_name(scores.rows),
+            lower_is_better=[] if scores is None else [n for n, low in scores.lower_is_better.items() if low],
+        )
+        print(f"comparison: {page}")
+    return missing
+
+
+def _score(
+    metrics: Sequence[str], pairs: Sequence[NamedPair], output_dir: Path, device: torch.device, part: str
+) -> OutputScores:
+    suffix = f".{part}" if part else ""
+    scores = score_outputs(pairs, metrics, cache=output_dir / f"{CACHE_FILE}{suffix}.jsonl", device=device)
+    table = output_dir / f"metrics{suffix}.csv"
+    write_scores_csv(table, scores.rows)
+    print("\n".join([*scores.summary_lines(), f"scores: {table}"]))
+    return scores
+
+
+def _by_name(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["stem"], {})[row["metric"]] = row["value"]
+    return found

@@ -1,0 +1,163 @@
+"""From the command line to everything a run needs, so that what cannot work is said before anything is restored."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lucidnft.backbones.base import Backbone
+from lucidnft.checkpoint.fingerprint import fingerprint
+from lucidnft.config import base_section
+from lucidnft.inference import load_policy, restore
+from lucidnft.inference.batching import Batch, plan_batches, share_of
+from lucidnft.inference.device import move_to
+from lucidnft.inference.folder import OutputSettings, RestoredImage, RestoreFunction
+from lucidnft.inference.jobs import RestoreJob, plan_jobs
+from lucidnft.inference.sizes import asked_size
+from lucidnft.policy import Policy, Role
+from lucidnft.sample.candidates import Candidates, build_candidates
+from lucidnft.sample.checks import Checks, plan_checks
+from lucidnft.sample.processes import Processes
+
+LEFT_OUT = (
+    "input",
+    "output_dir",
+    "recursive",
+    "skip_existing",
+    "shard",
+    "metrics",
+    "save_map",
+    "compare",
+    "device",
+)
+"""Options that a manifest's settings do not repeat: they say which files, or look at what was restored."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process has to do."""
+
+    output_dir: Path
+    jobs: list[RestoreJob]  # of all processes that were launched together
+    batches: list[Batch]  # the share of this one
+    restore_images: RestoreFunction
+    output: OutputSettings
+    settings: dict[str, Any]  # for the manifest
+    device: torch.device
+    checks: Checks
+    shard: str  # which shard this is, in the names of files; "" when it is all
+    part: str  # which shard and process
+
+
+def prepare(args: argparse.Namespace, processes: Processes) -> Work:
+    """Plan the files and load the networks of this process.
+
+    Raises:
+        ValueError, OSError, ImportError: something that the command line asks for cannot be had.
+    """
+    output_dir = Path(args.output_dir)
+    jobs = plan_jobs(
+        args.input, output_dir, recursive=args.recursive, image_format=args.format, full_names=args.full_names
+    )
+    batches = plan_batches(jobs, args.batch_size)
+    if args.shard is not None:
+        batches = share_of(batches, *args.shard)
+    jobs = [job for batch in batches for job in batch.jobs]
+    checks = plan_checks(args)
+    device = processes.device(args.device)
+    base = base_section(args.base_config) if args.base_config else None
+    loaded = load_policy(args.checkpoint, model_name_or_path=args.model_name_or_path, base=base)
+    policy = move_to(loaded, device)
+    settings = {name: value for name, value in sorted(vars(args).items()) if name not in LEFT_OUT}
+    settings["weights"] = _weights(policy)
+    output = OutputSettings(
+        bit_depth="auto" if args.bit_depth == "auto" else 16 if args.bit_depth == "16" else 8,
+        quality=args.quality,
+        keep_metadata=args.keep_metadata,
+        candidates_dir=output_dir / "candidates" if args.keep_candidates else None,
+        output_dir=output_dir,
+    )
+    restore_images = restore_function(args, policy, device)
+    check_writable(output_dir)
+    return Work(
+        output_dir,
+        jobs,
+        share_of(batches, processes.index, processes.count),
+        restore_images,
+        output,
+        settings,
+        device,
+        checks,
+        _shard(args),
+        _part(args, processes),
+    )
+
+
+def restore_function(
+    args: argparse.Namespace, policy: Policy | Backbone, device: torch.device
+) -> RestoreFunction:
+    """What is done to images of one size, as the command line asks."""
+
+    def restore_batch(lr: Tensor, keys: Sequence[str]) -> Tensor:
+        size = None
+        if args.upscale is None:
+            size = asked_size(
+                lr.shape[2], lr.shape[3], to_height=args.height, to_width=args.width, fit=args.fit
+            )
+        return restore(
+            policy, lr, keys=keys, upscale=args.upscale, size=size, seed=args.seed, solver=args.solver,
+            num_inference_steps=args.num_inference_steps, fidelity=args.fidelity, align_method=args.align_method,
+            align_to=args.align_to, tile_size=args.tile_size, tile_overlap=args.tile_overlap,
+            process_size=args.process_size, batch_size=args.batch_size,
+            storage="cpu" if args.storage == "cpu" else None,
+        )  # fmt: skip
+
+    if args.num_samples == 1:
+        return lambda lr, keys: [RestoredImage(sr) for sr in restore_batch(lr, keys)]
+    candidates = build_candidates(args.select_by, args.num_samples, device)
+    return _choosing(restore_batch, candidates, keep=args.keep_candidates)
+
+
+def _choosing(
+    restore_batch: Callable[[Tensor, Sequence[str]], Tensor], candidates: Candidates, *, keep: bool
+) -> RestoreFunction:
+    def choose(lr: Tensor, key: str) -> RestoredImage:
+        keys = candidates.keys(key)
+        drawn = restore_batch(lr.unsqueeze(0).expand(len(keys), -1, -1, -1), keys)
+        choice = candidates.choose(lr, drawn, key=key)
+        others = {f"sample{i}": sr for i, sr in enumerate(drawn) if keep and i != choice.index}
+        facts = {"sample": choice.index, "scores": choice.scores, "advantages": choice.advantages}
+        return RestoredImage(drawn[choice.index], facts, others)
+
+    return lambda lr, keys: [choose(image, key) for image, key in zip(lr, keys, strict=True)]
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and raise an OSError unless files can be made in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, "the output folder cannot be written", str(folder))
+
+
+def _weights(policy: Policy | Backbone) -> str:
+    """What identifies the weights: of the base, and of the adapter if there is one."""
+    if isinstance(policy, Policy):
+        return f"{policy.backbone.fingerprint}+{fingerprint(policy.state(Role.CURRENT))}"
+    return policy.fingerprint
+
+
+def _shard(args: argparse.Namespace) -> str:
+    return "" if args.shard is None else f"shard-{args.shard[0] + 1}-of-{args.shard[1]}"
+
+
+def _part(args: argparse.Namespace, processes: Processes) -> str:
+    process = f"process-{processes.index + 1}-of-{processes.count}" if processes.count > 1 else ""
+    return ".".join(part for part in (_shard(args), process) if part)

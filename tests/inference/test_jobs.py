@@ -1,0 +1,162 @@
+"""From input files to output names: folders, globs, lists, formats and collisions."""
+
+import os
+
+import pytest
+from PIL import Image
+
+from lucidnft.images import OUTPUT_FORMATS
+from lucidnft.inference.jobs import RestoreJob, plan_jobs
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (10, 200, 30)).save(path)
+    return folder
+
+
+def targets(jobs, folder):
+    return {str(j.source.name): str(j.target.relative_to(folder)) for j in jobs}
+
+
+def test_names_with_dots_survive_and_everything_becomes_png(tmp_path):
+    touch(tmp_path / "in", "a.b.png", "a.c.JPG", "plain.bmp")
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out")
+    assert targets(jobs, tmp_path / "out") == {
+        "a.b.png": "a.b.png",
+        "a.c.JPG": "a.c.png",
+        "plain.bmp": "plain.png",
+    }
+    assert [j.key for j in jobs] == ["a.b", "a.c", "plain"]
+
+
+def test_sub_folders_are_kept_when_asked_for_and_left_out_otherwise(tmp_path):
+    touch(tmp_path / "in", "a.png", "sub/a.png")
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", recursive=True)
+    assert [str(j.target.relative_to(tmp_path / "out")) for j in jobs] == ["a.png", "sub/a.png"]
+    assert len(plan_jobs(tmp_path / "in", tmp_path / "out")) == 1
+
+
+def test_one_file_is_one_job(tmp_path):
+    touch(tmp_path, "x.y.webp")
+    assert plan_jobs(tmp_path / "x.y.webp", tmp_path / "out") == [
+        RestoreJob(tmp_path / "x.y.webp", tmp_path / "out" / "x.y.png")
+    ]
+
+
+def test_two_inputs_for_one_output_are_refused(tmp_path):
+    touch(tmp_path / "in", "a.png", "a.jpg", "b.png")
+    with pytest.raises(
+        ValueError, match=r"1 output\(s\) would be written by several inputs: a\.png <- .*a\.jpg"
+    ):
+        plan_jobs(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_is_never_replaced(tmp_path):
+    touch(tmp_path, "a.png")
+    for source in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(ValueError, match=r"would replace an input .*a\.png.*another output_dir"):
+            plan_jobs(source, tmp_path / ".." / tmp_path.name)
+
+
+def test_results_below_the_input_folder_are_not_inputs_of_the_next_run(tmp_path):
+    touch(tmp_path, "a.png", "restored/a.png", "restored/sub/b.png")
+    jobs = plan_jobs(tmp_path, tmp_path / "restored", recursive=True)
+    assert [j.source for j in jobs] == [tmp_path / "a.png"]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match="nothing to restore"):
+        plan_jobs(tmp_path, tmp_path / "restored", recursive=True)
+
+
+def test_missing_and_empty_inputs_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        plan_jobs(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="no image file"):
+        plan_jobs(tmp_path / "in", tmp_path / "out")
+    touch(tmp_path / "in", "a.png")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        plan_jobs(tmp_path / "in", tmp_path / "in" / "a.png")
+
+
+def test_a_glob_takes_images_and_keeps_sub_folders_when_asked(tmp_path):
+    touch(tmp_path / "in", "a.png", "x1/b.JPG", "x2/c.png", "x2/deep/d.png")
+    (tmp_path / "in" / "x1" / "notes.txt").write_text("no image")
+    pattern = str(tmp_path / "in" / "x*" / "*")
+    assert [j.source.name for j in plan_jobs(pattern, tmp_path / "out")] == ["b.JPG", "c.png"]
+    jobs = plan_jobs(str(tmp_path / "in" / "**" / "*.png"), tmp_path / "out", recursive=True)
+    assert [str(j.target.relative_to(tmp_path / "out")) for j in jobs] == [
+        "a.png",
+        "x2/c.png",
+        "x2/deep/d.png",
+    ]
+    with pytest.raises(ValueError, match=r"no image file matches '.*\*\.gif'"):
+        plan_jobs(str(tmp_path / "in" / "*.gif"), tmp_path / "out")
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
+    touch(tmp_path, "a[1].png", "a1.png")
+    assert [j.source.name for j in plan_jobs(tmp_path / "a[1].png", tmp_path / "out")] == ["a[1].png"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\0"])
+def test_a_list_keeps_its_order_and_names_what_is_missing_later(tmp_path, end):
+    touch(tmp_path / "in", "b.png", "sub/a.png")
+    names = [
+        tmp_path / "in" / "b.png",
+        tmp_path / "in" / "gone.png",
+        tmp_path / "in" / "sub" / ".." / "sub" / "a.png",
+    ]
+    names.append(names[0])
+    (tmp_path / "list.txt").write_text("".join(f"{name}{end}" for name in names))
+    jobs = plan_jobs(tmp_path / "list.txt", tmp_path / "out")
+    assert [j.source.name for j in jobs] == ["b.png", "gone.png", "a.png"]
+    jobs = plan_jobs(tmp_path / "list.txt", tmp_path / "out", recursive=True)
+    assert [str(j.target.relative_to(tmp_path / "out")) for j in jobs] == ["b.png", "gone.png", "sub/a.png"]
+
+
+def test_a_list_without_files_or_with_a_folder_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="names no file"):
+        plan_jobs(tmp_path / "list.txt", tmp_path / "out")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}\n")
+    with pytest.raises(ValueError, match="names the folder"):
+        plan_jobs(tmp_path / "list.txt", tmp_path / "out")
+
+
+def test_paths_of_a_list_count_from_the_working_directory(tmp_path, monkeypatch):
+    touch(tmp_path / "in", "a.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "some.txt").write_text("in/a.png\n")
+    monkeypatch.chdir(tmp_path)
+    assert plan_jobs("lists/some.txt", "out")[0].source.is_file()
+
+
+def test_the_format_decides_the_extension(tmp_path):
+    touch(tmp_path / "in", "a.png", "b.JPEG", "c.gif", "d.tiff", "e.webp", "f.bmp")
+    for name, extension in OUTPUT_FORMATS.items():
+        jobs = plan_jobs(tmp_path / "in", tmp_path / "out", image_format=name)
+        assert {j.target.suffix for j in jobs} == {extension}
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", image_format="auto")
+    assert [j.target.name for j in jobs] == ["a.png", "b.jpg", "c.png", "d.tif", "e.webp", "f.bmp"]
+    with pytest.raises(ValueError, match="format is 'jp2', expected one of auto, png"):
+        plan_jobs(tmp_path / "in", tmp_path / "out", image_format="jp2")
+
+
+def test_whole_names_keep_apart_what_stems_do_not(tmp_path):
+    touch(tmp_path / "in", "a.png", "a.jpg")
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", full_names=True)
+    assert [j.target.name for j in jobs] == ["a.jpg.png", "a.png.png"]
+    assert {j.key for j in jobs} == {"a"}  # the noise is that of the short name
+
+
+def test_loops_of_links_are_no_inputs_and_no_end(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    os.symlink(tmp_path / "in", tmp_path / "in" / "again")
+    os.symlink("loop.png", tmp_path / "in" / "loop.png")
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", recursive=True)
+    assert [j.source.name for j in jobs] == ["a.png"]
+    assert [j.target.name for j in plan_jobs(tmp_path / "in" / "loop.png", tmp_path / "out")] == ["loop.png"]
