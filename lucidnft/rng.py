@@ -21,7 +21,8 @@ def derived_seed(seed: int, purpose: str, *keys: int | str) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in (seed, purpose, *keys):
-        encoded = f"{type(part).__name__}:{part}".encode()
+        # names of files may hold bytes that are not UTF-8
+        encoded = f"{type(part).__name__}:{part}".encode("utf-8", "surrogateescape")
         digest.update(len(encoded).to_bytes(4, "little"))
         digest.update(encoded)
     return int.from_bytes(digest.digest(), "little") >> 1
