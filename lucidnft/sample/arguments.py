@@ -122,31 +122,31 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_files(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("-i", "--input", required=True, metavar="PATH",
-        help="an image, a folder, a quoted glob ('photos/**/*.jpg'), or a .txt file with a path a line")  # fmt: skip
+        help="image, folder, quoted glob, or .txt file with a path a line")  # fmt: skip
     add("-o", "--output_dir", required=True, metavar="DIR", help="where the results go")
     add("--recursive", action="store_true", help="take sub-folders too, and keep them")
     add(
         "--skip_existing",
         action="store_true",
-        help="leave outputs that are there already; how a run is resumed",
+        help="leave outputs that are there: resumes a run",
     )
     add("--format", type=image_format, default="png", metavar="NAME",
-        help="png (default), jpeg, webp, tiff, bmp, or auto: each input's own")  # fmt: skip
+        help="png (default), jpeg, webp, tiff, bmp; auto: the input's")  # fmt: skip
     add("--bit_depth", choices=("auto", "8", "16"), default="auto", help="auto: the input's (default)")
     add("--quality", type=percent, default=95, metavar="1..100", help="of JPEG and WebP (default 95)")
-    add("--keep_metadata", action="store_true", help="copy EXIF and XMP, which may say who and where")
+    add("--keep_metadata", action="store_true", help="copy EXIF and XMP (they may say who and where)")
     add("--full_names", action="store_true", help="name outputs a.jpg.png, where stems collide")
-    add("--shard", type=shard, metavar="I/N", help="only the I-th of N equal parts, for batch systems")
+    add("--shard", type=shard, metavar="I/N", help="only the I-th of N parts, for batch systems")
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--checkpoint", default="base", metavar="PATH",
-        help="policy.safetensors, base weights, a checkpoint folder, a run folder (its latest), PEFT folders, merged "
-        "weights, or 'base' for that of --base_config, else the tiny base that ships (default)")  # fmt: skip
+        help="policy.safetensors, a run or checkpoint folder, PEFT folders, merged or base weights, or 'base': that of "
+        "--base_config, else the tiny base that ships (default)")  # fmt: skip
     add("--model_name_or_path", metavar="PATH", help="base weights of the adapter, if they have moved")
     add("--base_config", metavar="FILE",
-        help="a run file whose model: section is the base, for a PEFT folder that does not say it")  # fmt: skip
+        help="a run file whose model: section is the base")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<index> (default auto)")
     add("--seed", type=int, default=0, help="noise depends on it and on the file's stem (default 0)")
     add(
@@ -164,9 +164,9 @@ def _add_size(group: argparse._ArgumentGroup) -> None:
     add("--width", type=at_least_one, metavar="PX", help="output width; the height follows")
     add("--height", type=at_least_one, metavar="PX", help="output height; the width follows")
     add("--fit", choices=("inside", "stretch"),
-        help="width and height of another shape: the largest that fits, or distorted (default: refused)")  # fmt: skip
+        help="for both sides of another shape (default: refused)")  # fmt: skip
     add("--process_size", type=at_least_one, metavar="PX",
-        help="shorter side that the model sees at least, in output pixels; enlarges small images")  # fmt: skip
+        help="enlarge small images for the model: its shorter side")  # fmt: skip
 
 
 def _add_look(group: argparse._ArgumentGroup) -> None:
@@ -174,9 +174,9 @@ def _add_look(group: argparse._ArgumentGroup) -> None:
     add("--fidelity", type=up_to_one, default=0.0, metavar="0..1",
         help="0: most detail (default); 1: most faithful, and smoother")  # fmt: skip
     add("--align_method", choices=("wavelet", "adain", "nofix"), default="nofix",
-        help="take colours from the input; the tiny base keeps them by itself (default nofix)")  # fmt: skip
+        help="take colours from the input (default nofix)")  # fmt: skip
     add("--align_to", choices=("lr", "pre_restored"), default="lr",
-        help="colours of the input, or of what LucidFlux's pre-restorer made of it (default lr)")  # fmt: skip
+        help="or from LucidFlux's pre-restored image (default lr)")  # fmt: skip
 
 
 def _add_checks(group: argparse._ArgumentGroup) -> None:
@@ -186,36 +186,36 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         type=at_least_one,
         default=1,
         metavar="N",
-        help="draw N candidates of each image (default 1)",
+        help="candidates drawn of each image (default 1)",
     )
     add("--select_by", metavar="REWARDS",
-        help="keep the candidate these rewards like best, e.g. lucid_consistency=2,quality_net")  # fmt: skip
+        help="which is kept, e.g. lucid_consistency=2,quality_net")  # fmt: skip
     add("--keep_candidates", action="store_true", help="write the other candidates to DIR/candidates")
     add(
         "--metrics",
         metavar="REWARDS",
-        help="score the outputs with rewards or pyiqa metrics into DIR/metrics.csv",
+        help="rewards or pyiqa metrics to write to DIR/metrics.csv",
     )
     add("--save_map", nargs="?", const="lucid_consistency", metavar="REWARDS",
-        help="draw where outputs are unfaithful into DIR/maps; or the maps of other rewards")  # fmt: skip
+        help="draw where outputs are unfaithful into DIR/maps")  # fmt: skip
     add("--compare", action="store_true", help="write DIR/compare.html: inputs and outputs under a slider")
 
 
 def _add_speed(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--tile_size", type=tile_size, default="auto", metavar="PX",
-        help="output pixels a side of the tiles of large images; auto: from free memory (default); none")  # fmt: skip
+        help="side in output pixels; auto: by free memory (default); none")  # fmt: skip
     add("--tile_overlap", type=int, metavar="PX", help="output pixels that tiles share (default: an eighth)")
     add("--batch_size", type=at_least_one, default=4, metavar="N",
-        help="images of one size, or tiles of one image, at a time (default 4)")  # fmt: skip
+        help="images of one size, or tiles, at a time (default 4)")  # fmt: skip
     add("--storage", choices=("device", "cpu"), default="device",
-        help="where whole images live while their tiles are restored (default device)")  # fmt: skip
+        help="where whole images of tiles live (default device)")  # fmt: skip
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-        help="of the network; auto: bf16 for large models on a GPU (default)")  # fmt: skip
+        help="auto: bf16 for large models on a GPU (default)")  # fmt: skip
     add(
         "--compile",
         action="store_true",
-        help="compile the network: slow at first, for folders of one size or tiles",
+        help="compile the network: slow at first; for long runs",
     )
 
 

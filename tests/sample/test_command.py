@@ -282,11 +282,12 @@ def test_flags_that_mean_something_else_elsewhere_say_what_to_give_here(capsys):
     assert "give one of them" in capsys.readouterr().err
 
 
-def test_the_help_is_grouped_and_fits_two_screens():
+def test_the_help_is_grouped_and_fits_two_screens(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = sample_arguments.build_parser().format_help()
     for group in ("files:", "model:", "size:", "look:", "choose and check:", "memory and speed:"):
         assert f"\n{group}\n" in text
-    assert len(text.splitlines()) < 80
+    assert len(text.splitlines()) <= 80
     assert not any(alias in text for alias in ("--input_image", "--control_image", "--num_steps"))
 
 
