@@ -7,10 +7,11 @@ turn white, the EXIF orientation is applied, and animated files or pixels of oth
 from __future__ import annotations
 
 import re
+import stat
 import struct
 import sys
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -18,12 +19,16 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from lucidnft.image_metadata import ImageMetadata, read_metadata
+from lucidnft.image_profiles import cmyk_to_rgb, profile_damage
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-    struct.error, zlib.error, Image.DecompressionBombError,
+    AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_FEW_BITS = {"1": 255, "L;2": 85, "L;4": 17}  # how Pillow names them, and what it multiplies by
+_BYTES_BESIDE = 2**26  # metadata, profile and structure of a file
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags
 # How Pillow names what a file stores.  Others with more than 8 bits (12-bit, signed, premultiplied) it reads wrongly.
 _GREY_16 = re.compile(r"I;16[LBN]?|LA;16B")
@@ -59,19 +64,22 @@ class DecodedPixels:
 def decode_pixels(path: str | Path) -> DecodedPixels:
     """Read PNG, JPEG, WebP, BMP, TIFF or GIF into integers, upright (EXIF orientation applied).
 
-    CMYK is converted without its profile, which is then dropped.  Of an MPO file (a JPEG of some phones with
-    a second picture behind it) the first picture is read.
+    CMYK is converted to sRGB by its profile, or without one, and its profile is dropped.  Of an MPO file (a JPEG of
+    some phones with a second picture behind it) the first picture is read.  Damage that leaves the pixels alone, in
+    EXIF, XMP or a profile, is named in the `problems` of the metadata.
 
     Raises:
-        UnreadableImageError: missing, truncated, not an image, animated or multi-page, or with pixels that
-            do not fit 8 or 16 bits.
+        UnreadableImageError: missing, no regular file, truncated, not an image, animated or multi-page, larger than
+            `set_max_pixels` allows, or with pixels that do not fit 8 or 16 bits.
     """
     try:
         # From memory: Pillow maps uncompressed TIFFs with their upright size onto pixels stored on their side.
-        content = Path(path).read_bytes()
+        content = _content(path)
         with _open(BytesIO(content)) as image:
             _refuse_unsupported(image, path)
-            array, has_alpha, was_grey = _to_array(image, content)
+            if image.format == "PNG":
+                _check_png(content)
+            array, has_alpha, was_grey, damage = _to_array(image, content)
             orientation, metadata = read_metadata(image)
             if image.format != "TIFF":  # which Pillow turns upright itself
                 array = _upright(array, orientation)
@@ -85,11 +93,14 @@ def decode_pixels(path: str | Path) -> DecodedPixels:
     colour = array[..., :-1] if has_alpha else array
     if colour.shape[2] == 1:
         colour = np.repeat(colour, 3, axis=2)
-    if icc_profile and icc_profile[16:20] != (b"GRAY" if was_grey else b"RGB "):
+    if icc_profile and icc_profile[16:20] in (b"GRAY", b"RGB "):
+        damage = profile_damage(icc_profile)
+    if damage:
+        problems = (*metadata.problems, f"the colour profile was left out: {damage}")
+        metadata = replace(metadata, problems=problems)
+    if damage or not icc_profile or icc_profile[16:20] != (b"GRAY" if was_grey else b"RGB "):
         icc_profile = None
-    return DecodedPixels(
-        np.ascontiguousarray(colour), alpha, was_grey, icc_profile or None, file_format, metadata
-    )
+    return DecodedPixels(np.ascontiguousarray(colour), alpha, was_grey, icc_profile, file_format, metadata)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -98,6 +109,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     A file cut off behind its header passes here and fails when decoded.
     """
     try:
+        _check_file(path)
         with _open(path) as image:
             _refuse_unsupported(image, path)
             return image.height, image.width
@@ -105,6 +117,52 @@ def read_size(path: str | Path) -> tuple[int, int]:
         raise
     except _DECODER_ERRORS as error:
         raise UnreadableImageError(path, _reason(error)) from error
+
+
+def set_max_pixels(number: int) -> None:
+    """Read images of up to this many pixels, in this process; it sets Pillow's `Image.MAX_IMAGE_PIXELS`.
+
+    Without it the number is 178956970, so that a small file cannot fill the memory.  Raises ValueError below 1.
+    """
+    if number < 1:
+        raise ValueError(f"max_pixels is {number}, expected 1 or more")
+    Image.MAX_IMAGE_PIXELS = -(-number // 2)  # Pillow warns from there, and refuses from twice that
+
+
+def _content(path: str | Path) -> bytes:
+    _check_file(path)
+    return Path(path).read_bytes()
+
+
+def _check_file(path: str | Path) -> None:
+    """Refuse what would be waited for or read without end: pipes, devices, and files larger than any image."""
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise UnreadableImageError(path, f"it is {kind}")
+    if status.st_size == 0:
+        raise UnreadableImageError(path, "it is empty")
+    limit = _BYTES_BESIDE + 16 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)  # 8 bytes a pixel
+    if status.st_size > limit:
+        raise UnreadableImageError(
+            path, f"its {status.st_size} bytes are more than any image of the largest size that is read has"
+        )
+
+
+def _check_png(content: bytes) -> None:
+    """Compare the checksums of all that decides the pixels; Pillow skips those of the pixels themselves."""
+    view, position, tag = memoryview(content), 8, b""
+    while tag != b"IEND":
+        if position + 12 > len(content):
+            raise OSError("image file is truncated: its last chunk is missing")
+        size, tag = struct.unpack_from(">I4s", content, position)
+        end = position + 8 + size
+        if end + 4 > len(content):
+            raise OSError(f"image file is truncated in chunk {tag.decode('ascii', 'replace')}")
+        (expected,) = struct.unpack_from(">I", content, end)
+        if tag in _PNG_PIXELS and zlib.crc32(view[position + 4 : end]) != expected:
+            raise OSError(f"the checksum of chunk {tag.decode('ascii')} at byte {position} is wrong")
+        position = end + 4
 
 
 def _open(path: str | Path | BytesIO) -> ImageFile.ImageFile:
@@ -115,15 +173,27 @@ def _open(path: str | Path | BytesIO) -> ImageFile.ImageFile:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "the content is not PNG, JPEG, WebP, BMP, TIFF or GIF, or its header is damaged"
+        return (
+            "the content is not PNG, JPEG, WebP, BMP, TIFF or GIF, or its header is damaged or of a kind that is not "
+            "read"
+        )
+    if isinstance(error, Image.DecompressionBombError):
+        numbers = re.findall(r"\d+", str(error))
+        return (
+            f"its {' of at most '.join(numbers[:2])} pixels are too many; if you trust the file, allow more with "
+            "lucidnft.images.set_max_pixels"
+        )
+    if isinstance(error, AssertionError) or "cannot load this image" in str(
+        error
+    ):  # of Pillow, without a reason
+        return f"it has a header but no usable pixels behind it; it is damaged ({type(error).__name__})"
     return f"{error} ({type(error).__name__})"
 
 
 def _refuse_unsupported(image: ImageFile.ImageFile, path: str | Path) -> None:
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UnreadableImageError(
-            path, f"it holds {frames} frames or pages; save the one you want as a single image"
+            path, "it holds several frames or pages; save the one you want as a single image"
         )
     raw, tags = _raw_mode(image), getattr(image, "tag_v2", {})
     deep = bool(_GREY_16.fullmatch(raw) or _COLOUR_16.fullmatch(raw))
@@ -148,8 +218,8 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _to_array(image: ImageFile.ImageFile, content: bytes) -> tuple[np.ndarray, bool, bool]:
-    """(H, W, channels) integers, whether the last channel is alpha, whether the colour is grey."""
+def _to_array(image: ImageFile.ImageFile, content: bytes) -> tuple[np.ndarray, bool, bool, str]:
+    """(H, W, channels) integers, whether the last is alpha, whether the colour is grey, what a CMYK profile lacks."""
     raw, mode = _raw_mode(image), image.mode
     was_grey = mode in ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L") or raw.startswith("LA;")
     if raw.startswith("LA;16"):
@@ -161,15 +231,26 @@ def _to_array(image: ImageFile.ImageFile, content: bytes) -> tuple[np.ndarray, b
         if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:  # white is zero
             array = np.uint16(65535) - array
     else:
-        if image.has_transparency_data:
-            rgba = np.asarray(image.convert("RGBA"))
-            return (rgba[..., [0, 3]] if was_grey else rgba), True, was_grey
-        return np.atleast_3d(np.asarray(image.convert("L" if was_grey else "RGB"))), False, was_grey
+        return _eight_bits(image, raw, was_grey)
     key = image.info.get("transparency")
     if mode not in ("LA", "RGBA") and key is not None:
         opaque = (array != np.asarray(key, dtype=np.uint16)).any(axis=2, keepdims=True)
-        return np.concatenate([array, opaque * np.uint16(65535)], axis=2), True, was_grey
-    return array, mode in ("LA", "RGBA"), was_grey
+        return np.concatenate([array, opaque * np.uint16(65535)], axis=2), True, was_grey, ""
+    return array, mode in ("LA", "RGBA"), was_grey, ""
+
+
+def _eight_bits(image: ImageFile.ImageFile, raw: str, was_grey: bool) -> tuple[np.ndarray, bool, bool, str]:
+    """As `_to_array`, for what Pillow reads into 8 bits."""
+    if image.mode == "CMYK":
+        converted, damage = cmyk_to_rgb(image, image.info.get("icc_profile"))
+        return np.asarray(converted), False, False, damage
+    key = image.info.get("transparency")
+    if raw in _FEW_BITS and isinstance(key, int):  # Pillow scales the pixels but not the transparent grey
+        image.info["transparency"] = key * _FEW_BITS[raw]
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA"))
+        return (rgba[..., [0, 3]] if was_grey else rgba), True, was_grey, ""
+    return np.atleast_3d(np.asarray(image.convert("L" if was_grey else "RGB"))), False, was_grey, ""
 
 
 def _colour_16(content: bytes) -> np.ndarray:

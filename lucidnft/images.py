@@ -18,7 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lucidnft.image_decoding import DecodedPixels, UnreadableImageError, decode_pixels, read_size
+from lucidnft.image_decoding import (
+    DecodedPixels,
+    UnreadableImageError,
+    decode_pixels,
+    read_size,
+    set_max_pixels,
+)
 from lucidnft.image_encoding import (
     OUTPUT_FORMATS,
     Picture,
@@ -45,6 +51,7 @@ __all__ = [
     "read_size",
     "resize",
     "save_image",
+    "set_max_pixels",
     "tensor_to_uint8",
 ]
 
@@ -139,7 +146,9 @@ def save_image(
         strips=_strips(path, rgb, alpha, grey, bit_depth, rows), strip_rows=min(rows, height),
         icc_profile=icc_profile, quality=quality, metadata=(metadata or ImageMetadata()).for_size(height, width),
     )  # fmt: skip
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(
+        f".{uuid.uuid4().hex}.tmp"
+    )  # not of its name, which may be as long as names can be
     try:
         with temporary.open("xb") as file:
             encode(file, name, picture)
@@ -150,6 +159,8 @@ def save_image(
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """The image files in a folder, known by extension in any case, sorted by path; hidden ones are skipped.
+
+    Folders are left out; a dangling link or a pipe with such a name is listed, so that reading it says what it is.
 
     Raises:
         ValueError: the folder does not exist, is not a folder, or holds no image file.
@@ -164,7 +175,7 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
         for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
         if path.suffix.lower() in IMAGE_EXTENSIONS
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        and not path.is_dir()
     ]
     if not found:
         where = "or below it" if recursive else "(its sub-folders were not searched)"
