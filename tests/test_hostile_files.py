@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -10,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import lucidnft
 from lucidnft.images import LoadedImage, UnreadableImageError, list_images, read_image, read_size
 from tests.hostile_files import hostile_files
 from tests.hostile_pictures import Hostile
+from tests.small_backbone import small_backbone
 
+ROOT = Path(lucidnft.__file__).resolve().parents[1]
 ENTRIES = hostile_files()
 
 
@@ -55,3 +63,43 @@ def test_the_reader_restores_or_refuses(tmp_path: Path, entry: Hostile):
             assert sorted(read_size(path)) == sorted(found.shape[:2])
     assert time.perf_counter() - started < 5
     assert [found.name for found in list_images(tmp_path)] == [entry.name]
+
+
+def test_the_command_restores_or_reports_each_of_them(tmp_path: Path):
+    folder, out, base = tmp_path / "in", tmp_path / "out", tmp_path / "base.safetensors"
+    folder.mkdir()
+    (folder / "folder.png").mkdir()
+    (folder / "round").symlink_to(folder)
+    for entry in ENTRIES:
+        entry.write(folder / entry.name)
+    small_backbone().save_pretrained(base)
+    code = """
+        import re, sys
+        from lucidnft.sample.command import main
+        status = main(sys.argv[1:])
+        with open("/proc/self/status") as file:
+            print("PEAK", re.search(r"VmHWM:\\s*(\\d+) kB", file.read())[1])
+        sys.exit(status)
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), "--input", str(folder), "--output_dir",
+               str(out), "--checkpoint", str(base), "--device", "cpu", "--num_inference_steps", "1", "--upscale", "2",
+               "--recursive", "--tile_size", "none"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+    )
+    assert answer.returncode == 1, answer.stderr
+    restored = [entry for entry in ENTRIES if entry.pixels is not None]
+    refused = [entry for entry in ENTRIES if entry.pixels is None]
+    assert f"{len(restored)} restored, 0 skipped, {len(refused)} failed" in answer.stdout
+    for entry in refused:
+        (line,) = (
+            line for line in answer.stderr.splitlines() if line.startswith(f"failed: {folder / entry.name}: ")
+        )
+        assert re.search(entry.reason, line)
+    assert answer.stderr.count("failed: ") == len(refused)
+    for entry in restored:
+        with Image.open(out / f"{entry.name.rpartition('.')[0]}.png") as image:
+            assert (image.height, image.width) == tuple(2 * side for side in entry.pixels.shape[:2])
+    assert len(list(out.rglob("*.png"))) == len(restored) and not list(out.rglob("*.tmp"))
+    assert int(re.search(r"PEAK (\d+)", answer.stdout)[1]) < 1_500_000  # kilobytes, most of them torch
