@@ -31,12 +31,12 @@ from lucidnft.images import UnreadableImageError, list_images, read_image, resiz
 from lucidnft.metric_logger import draw_grid
 from lucidnft.rewards.base import Reward
 from lucidnft.rewards.consistency import LucidConsistency
+from lucidnft.rewards.places import by_occlusion, place_scores, redden
 from lucidnft.rewards.registry import build_reward
 from lucidnft.statistics import bootstrap_means
 
 NUM_WORST = 10
 THUMBNAIL = 256  # pixels a side
-WINDOWS_PER_SIDE = 8  # of the maps on the sheets; they overlap by half
 
 
 @dataclass(frozen=True)
@@ -157,20 +157,11 @@ def draw_worst(path: Path, pairs: Sequence[ScoredFiles], worst: Sequence[str], r
 
 
 def _where_unfaithful(reward: LucidConsistency, lr: Tensor, sr: Tensor) -> Tensor:
-    """(1, 3, H, W): SR, red where it is unfaithful, full red at the worst place of this image.
-
-    Where the embedder scores places they are shown; else the map is that of `explain`, which costs an embedding
-    per window (minutes for ten images of 512 px with the tiny embedder on two cores).
-    """
-    if reward.scores_places:
-        reference = reward.reference(lr, None, None, (sr.shape[2], sr.shape[3]))
-        places = 1 - reward.score_map(sr, reference)[None].to(sr.device)
-        found = F.interpolate(places, size=sr.shape[2:], mode="bilinear")[0, 0].clamp_min(0)
-    else:
-        window = max(16, max(sr.shape[2:]) // WINDOWS_PER_SIDE)
-        found = reward.explain(lr[0], sr[0], window=window).clamp_min(0)
-    share = 0.7 * found / found.max().clamp_min(1e-6)
-    return sr * (1 - share) + share * torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    """(1, 3, H, W): SR, red where it is unfaithful, full red at the worst place of this image."""
+    best = 0.0 if by_occlusion(reward) else 1.0
+    faults = (best - place_scores(reward, lr, sr)).clamp_min(0)
+    found = F.interpolate(faults[None, None], size=sr.shape[2:], mode="bilinear")[0, 0]
+    return redden(sr.cpu(), 0.7 * found / found.max().clamp_min(1e-6))
 
 
 def _thumbnail(image: Tensor) -> Tensor:

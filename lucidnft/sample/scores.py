@@ -143,8 +143,6 @@ def score_outputs(
     metrics, unavailable = _load(names, devices[0])
     directions = {name: metric.lower_is_better for name, metric in metrics.items()}
     result = OutputScores(lower_is_better=directions, unavailable=unavailable)
-    if not metrics:
-        return result
     with ScoreCache(cache) as kept:
         jobs, keys = _plan(pairs, metrics, kept, result)
         specs = [_spec(name) for name in metrics]
