@@ -85,7 +85,7 @@ def make_previews(pair: ComparedPair, folder: Path) -> Previews:
             problems.append(f"the {what} cannot be shown: {error.reason}")
     if not pixels:
         return Previews({}, tuple(problems))
-    size = _shown_size(_size(pixels.get("output", pixels.get("lr"))))
+    size = _shown_size(_size(pixels["output"] if "output" in pixels else pixels["lr"]))
     suffix = ".jpg" if all(p.alpha is None for p in pixels.values()) else ".png"
     sides = {}
     for side, decoded in pixels.items():

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from lucidnft.sample import compare, previews
 from lucidnft.sample.compare import ComparedPair, write_comparison
 
-NAMES = ("plain", "a.b", 'quo"ted <i>&amp;', "new\nline", "\u65e5\u672c/\u00fc%20#?", "x" * 180)
+NAMES = ("plain", "a.b", "a#b", 'quo"ted <i>&amp;', "new\nline", "\u65e5\u672c/\u00fc%20#?", "x" * 180)
 VOID = ("meta", "img", "br", "input")
 
 
@@ -75,7 +75,7 @@ def write(folder, pairs, **arguments):
 
 def test_everything_a_page_refers_to_is_there_and_names_are_text(tmp_path):
     pairs = [make_pair(tmp_path, name) for name in NAMES]
-    pairs[0] = ComparedPair("plain", pairs[0].source, pairs[0].output, {"sample <2>": "of & 4"})
+    pairs[0] = ComparedPair("plain", pairs[0].source, pairs[0].output, {"sample <u>": "of <i> & 4"})
     page = write(tmp_path, pairs, title="A <b>title</b>")
     assert len(page.sources) == 2 * len(NAMES) and len(page.cards) == len(NAMES)
     assert len(set(page.ids)) == len(page.ids)
@@ -89,8 +89,8 @@ def test_everything_a_page_refers_to_is_there_and_names_are_text(tmp_path):
         'quo"ted <i>&amp;',
         "new\\nline",
         "\u65e5\u672c/\u00fc%20#?",
-        "sample <2>",
-        "of & 4",
+        "sample <u>",
+        "of <i> & 4",
         "A <b>",
     ):
         assert text in page.text
@@ -127,11 +127,12 @@ def test_alpha_depth_grey_and_profile_survive(tmp_path):
     Image.fromarray(array).save(pair.source, icc_profile=profile)
     grey = make_pair(tmp_path, "g")
     Image.fromarray(np.full((6, 8), 40 * 257, np.uint16)).save(grey.source)
-    page = write(tmp_path, [pair, grey])
+    wide = make_pair(tmp_path, "w", icc_profile=profile)
+    page = write(tmp_path, [pair, grey, wide])
     opened = [Image.open(page.file(image["src"])) for image in page.sources]
-    assert [image.format for image in opened] == ["PNG", "PNG", "JPEG", "JPEG"]
+    assert [image.format for image in opened] == ["PNG"] * 2 + ["JPEG"] * 4
     assert opened[0].mode == "RGBA" and opened[0].getpixel((2, 2))[3] == 0
-    assert [bool(image.info.get("icc_profile")) for image in opened] == [True, True, False, False]
+    assert [bool(image.info.get("icc_profile")) for image in opened] == [True, True, False, False, True, True]
     assert opened[2].mode == "L" and abs(opened[2].getpixel((5, 5)) - 40) <= 1
 
 
@@ -195,11 +196,16 @@ def test_previews_of_unchanged_files_are_kept_and_others_are_made_again(tmp_path
     decoded.clear()
     again = write(tmp_path, pairs)
     assert not decoded and again.text == before.text and again.sources == before.sources
-    old = pairs[0].output.stat()
-    Image.fromarray(colours(32, 24, seed=5)).save(pairs[0].output)
-    os.utime(
-        pairs[0].output, ns=(old.st_mtime_ns - 10**9, old.st_mtime_ns - 10**9)
-    )  # newer in nothing but content
+    older = (
+        pairs[0].output.stat().st_mtime_ns - 10**9
+    )  # as a copy that keeps its time, of an equally long file
+    os.utime(pairs[0].output, ns=(older, older))
+    write(tmp_path, pairs)
+    assert decoded == [pairs[0].source, pairs[0].output]
+    decoded.clear()
+    same_time = pairs[0].source.stat().st_mtime_ns
+    pairs[0].source.write_bytes(pairs[1].source.read_bytes() + b"longer")
+    os.utime(pairs[0].source, ns=(same_time, same_time))
     write(tmp_path, pairs)
     assert decoded == [pairs[0].source, pairs[0].output]
     decoded.clear()
@@ -212,10 +218,10 @@ def test_previews_of_unchanged_files_are_kept_and_others_are_made_again(tmp_path
 def test_a_preview_that_cannot_be_written_stops_and_leaves_nothing_half(tmp_path, monkeypatch):
     pair = make_pair(tmp_path, "a")
 
-    def full(self, content):
+    def full(old, new):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(previews.os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_comparison([pair], tmp_path / "out", progress=False)
     assert not list((tmp_path / "out" / "compare").iterdir())
