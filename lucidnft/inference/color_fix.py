@@ -55,11 +55,13 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _low_band(images: Tensor) -> Tensor:
-    # A channel at a time: a large image's intermediate results would be several times its size.
-    return torch.cat([_low_band_of_channel(channel) for channel in images.split(1, dim=1)], dim=1)
+    # A plane at a time: a large image's intermediate results would be several times its size, and a batch would
+    # round differently from an image alone.
+    planes = [_low_band_of_plane(plane) for plane in images.flatten(0, 1)[:, None].split(1)]
+    return torch.cat(planes).view_as(images)
 
 
-def _low_band_of_channel(images: Tensor) -> Tensor:
+def _low_band_of_plane(images: Tensor) -> Tensor:
     taps = images.new_tensor([0.25, 0.5, 0.25])
     for level in range(NUM_LEVELS):
         dilation = 2**level
