@@ -62,6 +62,9 @@ def up_to_one(text: str) -> float:
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "auto")
 
+SHIPPED_MAPS = "lucid_consistency,quality_net,lr_fidelity"
+"""What --save_map draws when it names nothing: those of lucidnft.sample.maps."""
+
 ALIASES = {
     "--input_image": "--input",  # OSEDiff, PiSA-SR
     "--image_path": "--input",  # SeeSR, DiT4SR, DreamClear
@@ -196,8 +199,8 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         metavar="REWARDS",
         help="rewards or pyiqa metrics to write to DIR/metrics.csv",
     )
-    add("--save_map", nargs="?", const="lucid_consistency", metavar="REWARDS",
-        help="draw where outputs are unfaithful into DIR/maps")  # fmt: skip
+    add("--save_map", nargs="?", const=SHIPPED_MAPS, metavar="REWARDS",
+        help="draw where outputs are at fault into DIR/maps")  # fmt: skip
     add("--compare", action="store_true", help="write DIR/compare.html: inputs and outputs under a slider")
 
 

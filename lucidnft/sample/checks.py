@@ -6,7 +6,7 @@ It looks at the saved files, also at those of earlier runs: with --skip_existing
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from lucidnft.inference.jobs import RestoreJob
+from lucidnft.rewards.base import Reward
 from lucidnft.sample.compare import ComparedPair, write_comparison
 from lucidnft.sample.manifest import chosen_samples
+from lucidnft.sample.maps import build_map_rewards, save_maps
 from lucidnft.sample.scores import (
     NamedPair,
     OutputScores,
@@ -34,6 +36,7 @@ class Checks:
     """What was asked for, by names that are known to be good."""
 
     metrics: tuple[str, ...]
+    maps: Mapping[str, Reward]
     compare: bool
 
 
@@ -41,12 +44,14 @@ def plan_checks(args: argparse.Namespace) -> Checks:
     """What the command line asks for; what cannot be computed is said now, not after hours of restoring.
 
     Raises:
-        ValueError: an unknown name, or a metric that needs more than the input.
+        ValueError, ImportError, RuntimeError: an unknown name, a metric that needs more than the input, a reward
+            without a map, or one that cannot be loaded.
     """
     metrics = parse_metrics(args.metrics) if args.metrics is not None else ()
     for metric in check_metrics(metrics):
         print(f"sample.py: {metric.line()}; the rest goes on")
-    return Checks(metrics, args.compare)
+    maps = build_map_rewards([name.strip() for name in args.save_map.split(",")]) if args.save_map else {}
+    return Checks(metrics, maps, args.compare)
 
 
 def run_checks(
@@ -61,12 +66,16 @@ def run_checks(
     """
     pairs = name_pairs([(job.source, job.target) for job in jobs if job.target.exists()], output_dir)
     if not pairs:
-        return ["there is no output to look at"] if checks.metrics or checks.compare else []
+        return ["there is no output to look at"] if checks.metrics or checks.maps or checks.compare else []
     missing: list[str] = []
     scores = None
     if checks.metrics:
         scores = _score(checks.metrics, pairs, output_dir, device, part)
         missing += scores.missing_lines()
+    if checks.maps:
+        maps = save_maps(pairs, checks.maps, output_dir / "maps", device=device)
+        missing += [problem.line() for problem in maps.problems]
+        print(f"maps: {len(maps.written)} in {output_dir / 'maps'}")
     if checks.compare:
         samples = chosen_samples(output_dir)
         compared = [

@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     work, problem = None, None
     try:
         work = prepare(args, processes)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         problem = str(error)
         print(f"sample.py: {problem}", file=sys.stderr)
     if any(processes.gather(problem)) or work is None:
