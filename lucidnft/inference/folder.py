@@ -112,7 +112,7 @@ def restore_files(
     run = _Run(restore_images, output, record, RestoreSummary() if summary is None else summary)
     todo = []
     for batch in batches:
-        existing = {job.target for job in batch.jobs if skip_existing and job.target.exists()}
+        existing = {job.target for job in batch.jobs if skip_existing and job.target.is_file()}
         run.summary.skipped += [job.target for job in batch.jobs if job.target in existing]
         if len(existing) < len(batch.jobs):
             todo.append(batch)
