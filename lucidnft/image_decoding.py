@@ -20,16 +20,17 @@ from PIL import Image, ImageFile
 
 from lucidnft.image_metadata import ImageMetadata, read_metadata
 from lucidnft.image_profiles import cmyk_to_rgb, profile_damage
+from lucidnft.png_checks import check_png, check_png_rows, is_interlaced
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")  # JPEG includes MPO
 _DECODER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError,
     AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _FEW_BITS = {"1": 255, "L;2": 85, "L;4": 17}  # how Pillow names them, and what it multiplies by
 _BYTES_BESIDE = 2**26  # metadata, profile and structure of a file
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANES = 258, 262, 284  # tags
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_PLANES = 258, 262, 277, 284  # tags
+_TIFF_STRIP_SIZES, _TIFF_TILE_SIZES = 279, 325
 # How Pillow names what a file stores.  Others with more than 8 bits (12-bit, signed, premultiplied) it reads wrongly.
 _GREY_16 = re.compile(r"I;16[LBN]?|LA;16B")
 _COLOUR_16 = re.compile(r"RGB[AX]?;16[LBN]")
@@ -77,9 +78,12 @@ def decode_pixels(path: str | Path) -> DecodedPixels:
         content = _content(path)
         with _open(BytesIO(content)) as image:
             _refuse_unsupported(image, path)
+            _refuse_missing_strips(image, path)
             if image.format == "PNG":
-                _check_png(content)
+                check_png(content)
             array, has_alpha, was_grey, damage = _to_array(image, content)
+            if image.format == "PNG" and (is_interlaced(content) or (array[-1] == array[-1, 0]).all()):
+                check_png_rows(content)  # Pillow leaves rows that are not there at zero
             orientation, metadata = read_metadata(image)
             if image.format != "TIFF":  # which Pillow turns upright itself
                 array = _upright(array, orientation)
@@ -149,22 +153,6 @@ def _check_file(path: str | Path) -> None:
         )
 
 
-def _check_png(content: bytes) -> None:
-    """Compare the checksums of all that decides the pixels; Pillow skips those of the pixels themselves."""
-    view, position, tag = memoryview(content), 8, b""
-    while tag != b"IEND":
-        if position + 12 > len(content):
-            raise OSError("image file is truncated: its last chunk is missing")
-        size, tag = struct.unpack_from(">I4s", content, position)
-        end = position + 8 + size
-        if end + 4 > len(content):
-            raise OSError(f"image file is truncated in chunk {tag.decode('ascii', 'replace')}")
-        (expected,) = struct.unpack_from(">I", content, end)
-        if tag in _PNG_PIXELS and zlib.crc32(view[position + 4 : end]) != expected:
-            raise OSError(f"the checksum of chunk {tag.decode('ascii')} at byte {position} is wrong")
-        position = end + 4
-
-
 def _open(path: str | Path | BytesIO) -> ImageFile.ImageFile:
     """Only formats this library promises: Pillow's others include interpreters such as PostScript."""
     Image.init()
@@ -207,6 +195,22 @@ def _refuse_unsupported(image: ImageFile.ImageFile, path: str | Path) -> None:
             f"its pixel type ({image.mode}, stored as {raw or 'unknown'}) is not 8 or 16-bit grey or interleaved "
             "RGB; convert it",
         )
+
+
+def _refuse_missing_strips(image: ImageFile.ImageFile, path: str | Path) -> None:
+    """Pillow leaves zero what an uncompressed TIFF has no strips for, or reads on behind its last strip."""
+    tags = getattr(image, "tag_v2", {})
+    if image.format != "TIFF" or not image.tile or image.tile[0].codec_name != "raw":
+        return
+    layers = tags.get(_TIFF_SAMPLES, 1) if tags.get(_TIFF_PLANES, 1) == 2 else 1
+    boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    row = (image.width * sum(tags.get(_TIFF_BITS, (1,))) + 7) // 8
+    counts = tags.get(_TIFF_STRIP_SIZES, tags.get(_TIFF_TILE_SIZES, (0,)))
+    if covered < layers * image.width * image.height or (
+        min(counts) > 0 and sum(counts) < image.height * row
+    ):
+        raise UnreadableImageError(path, "image file is truncated: strips or tiles of its pixels are missing")
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

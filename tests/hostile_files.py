@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ from tests.hostile_bytes import (
     tiff,
 )
 from tests.hostile_formats import bmps, jpegs, pngs, tiffs, webps
-from tests.hostile_pictures import BIG, CUT, RGB, Hostile, encoded, holding
+from tests.hostile_pictures import BIG, CUT, RGB, RGB16, Hostile, encoded, holding
 
 
 def hostile_files() -> list[Hostile]:
@@ -54,6 +55,7 @@ def _names() -> Iterator[Hostile]:
     for name in ("gr\u00f6\u00dfe \u5199\u771f \U0001f642.png", "new\nline.png", "-dash.png", "dots.in.the.name.png",
                  "UPPER.PNG", "sp ace .png", "n" * 251 + ".png", "quote'\"$(x);`.png", "percent%d{}.png"):  # fmt: skip
         yield Hostile(name, holding(content), RGB)
+    yield Hostile(os.fsdecode(b"not_utf8_\xff\xfe.png"), holding(content), RGB)
     yield Hostile("wrong_extension.jpg", holding(content), RGB)
     yield Hostile("wrong_too.tif", holding(encoded(RGB, "BMP")), RGB)
 
@@ -117,6 +119,14 @@ def _declared() -> Iterator[Hostile]:
     yield Hostile(
         "declares_nothing.png", holding(png_header(0, 5)), reason=f"{CUT}|tile|size|zero|empty|invalid"
     )
+    for name, rows in (
+        ("one_row_more", png(RGB, 2)),
+        ("one_row_more_interlaced", png(RGB, 2, interlaced=True)),
+        ("one_row_more_16_bits", png(RGB16, 2, 16)),
+    ):
+        header = rows[16:20] + (8).to_bytes(4, "big") + rows[24:29]
+        taller = rows[:8] + chunk(b"IHDR", header) + rows[33:]
+        yield Hostile(f"{name}.png", holding(taller), reason="rows are missing|decoder|runcated")
     yield Hostile("declares_most.png", holding(png_header(2**31 - 1, 2**31 - 1)), reason=f"{many}|{CUT}")
     yield Hostile("declares_bmp.bmp", holding(bmp(60000, 60000, 24, bytes(9))), reason=many)
     yield Hostile("declares_bmp_13000.bmp", holding(bmp(13000, 13000, 24, bytes(9))), reason=CUT)
@@ -141,18 +151,15 @@ def _deflated_zeros(size: int) -> bytes:
 
 
 def _several() -> Iterator[Hostile]:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    def save(path: Path, kind: str | None = None) -> None:
+        first, *others = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+        first.save(path, kind, save_all=True, append_images=others)
+
     for name in ("animated_gif.gif", "animated_webp.webp", "animated_png.png", "pages.tif"):
-        yield Hostile(
-            name, lambda path: frames[0].save(path, save_all=True, append_images=frames[1:]),
-            reason="several frames or pages",
-        )  # fmt: skip
+        yield Hostile(name, save, reason="several frames or pages")
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 254
-    yield Hostile(
-        "phone_mpo.jpg", lambda path: frames[0].save(path, "MPO", save_all=True, append_images=frames[1:]), red,
-        tolerance=2,
-    )  # fmt: skip
+    yield Hostile("phone_mpo.jpg", lambda path: save(path, "MPO"), red, tolerance=2)
 
 
 def _turned() -> Iterator[Hostile]:

@@ -104,6 +104,14 @@ def jpegs() -> Iterator[Hostile]:
             image.save(buffer, kind, **quality, **options)
             name_of = f"cmyk_{name}_{kind}.{'jpg' if kind == 'JPEG' else 'tif'}"
             yield Hostile(name_of, holding(buffer.getvalue()), expected, tolerance=6, problems=problems)
+    # Grey as luma and chroma with a black plane (YCCK): the inks of this image, read as Y, Cb, Cr and K.
+    planes = Image.new("CMYK", (16, 16), (155, 127, 127, 0))
+    buffer = BytesIO()
+    planes.save(buffer, "JPEG", quality=100)
+    content = bytearray(buffer.getvalue())
+    content[content.index(b"Adobe") + 11] = 2
+    flat = np.full((16, 16, 3), 155, np.uint8)
+    yield Hostile("ycck.jpg", holding(bytes(content)), flat, tolerance=2)
 
 
 def webps() -> Iterator[Hostile]:
@@ -148,6 +156,11 @@ def tiffs() -> Iterator[Hostile]:
     yield Hostile(
         "tiff_planar_16.tif", holding(by_tifffile(planes, planarconfig="separate")), reason="pixel type"
     )
+    for name, changes in (("one_strip", {"t278": (4, 1, 4)}), ("short_strip", {"t279": (4, 1, 16)})):
+        content = tiff(grey_tiff(4, 8, **changes), behind=bytes(300))
+        yield Hostile(
+            f"tiff_{name}.tif", holding(content), reason="strips or tiles of its pixels are missing"
+        )
     looping = tiff(grey_tiff(), next_directory=8, behind=b"\x55" * 300)
     yield Hostile("tiff_next_is_itself.tif", holding(looping), np.full((4, 4, 1), 0x55, np.uint8))
     broken = f"{CUT}|several|invalid|not|Invalid|must|int|tag"

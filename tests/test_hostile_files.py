@@ -86,7 +86,7 @@ def test_the_command_restores_or_reports_each_of_them(tmp_path: Path):
                "--recursive", "--tile_size", "none"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     answer = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        command, capture_output=True, text=True, errors="replace", env=environment, timeout=300, check=False
     )
     assert answer.returncode == 1, answer.stderr
     restored = [entry for entry in ENTRIES if entry.pixels is not None]

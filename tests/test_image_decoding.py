@@ -13,7 +13,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from lucidnft.images import UnreadableImageError, read_image, read_size
+from lucidnft.images import UnreadableImageError, read_image, read_size, set_max_pixels
 
 RNG = np.random.default_rng(0)
 COLOUR_16 = RNG.integers(0, 65536, (7, 5, 3), dtype=np.uint16)
@@ -298,3 +298,34 @@ def test_things_that_are_not_images_are_refused(tmp_path):
     (tmp_path / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
     with pytest.raises(UnreadableImageError, match="not PNG"):
         read_image(tmp_path / "script.jpg")
+
+
+def test_the_number_of_pixels_is_limited_and_can_be_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
+    for read in (read_image, read_size):
+        with pytest.raises(
+            UnreadableImageError, match="its 25 of at most 20 pixels are too many; .*set_max_pixels"
+        ):
+            read(tmp_path / "a.png")
+    set_max_pixels(25)
+    assert read_image(tmp_path / "a.png").rgb.shape == (3, 5, 5)
+    with pytest.raises(ValueError, match="max_pixels is 0"):
+        set_max_pixels(0)
+
+
+def test_the_format_of_the_file_is_kept(tmp_path):
+    for suffix, name in (
+        ("png", "png"),
+        ("jpg", "jpeg"),
+        ("webp", "webp"),
+        ("tif", "tiff"),
+        ("bmp", "bmp"),
+        ("gif", "gif"),
+    ):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"a.{suffix}")
+        assert read_image((tmp_path / f"a.{suffix}").rename(tmp_path / "a.png")).file_format == name
+    Image.new("RGB", (4, 4)).save(
+        tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))]
+    )
+    assert read_image(tmp_path / "a.jpg").file_format == "jpeg"
