@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FLAGS = {
     "sr": "methods",
+    "sr_suffix": "sr_suffix",
     "hr": "hr",
     "lr": "lr",
     "metrics": "metrics",
@@ -44,6 +45,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     folders = parser.add_argument_group("without a config, one folder of restored images")
     folders.add_argument("--sr", metavar="DIR", help="restored images")
+    folders.add_argument(
+        "--sr_suffix",
+        metavar="TEXT",
+        help="what their names have behind the stem, as _result in NAME_result.png",
+    )
     folders.add_argument("--hr", metavar="DIR", help="their references")
     folders.add_argument("--lr", metavar="DIR", help="their low-resolution inputs")
     folders.add_argument(
@@ -92,6 +98,8 @@ def read_settings(args: argparse.Namespace) -> EvaluationConfig:
     name = Path(args.sr).resolve().name or "sr"
     values = {FLAGS[flag]: value for flag, value in given.items()}
     values |= {"benchmark": name, "methods": {method_name(name): args.sr}}
+    if args.sr_suffix is not None:
+        values["sr_suffix"] = {method_name(name): args.sr_suffix}
     if args.metrics is not None:
         values["metrics"] = [part.strip() for part in args.metrics.split(",") if part.strip()]
     return parse_evaluation({**values, **common}, source="the command line")

@@ -169,7 +169,14 @@ def _pairs_of(method: str, config: EvaluationConfig, result: Evaluation, progres
     result.folders[method] = str(folder)
     given = {"hr": config.hr, "lr": config.lr}
     benchmark = {side: Path(path) for side, path in given.items() if path is not None}
-    return pair_method(method, folder, benchmark, failed)
+    suffix = config.sr_suffix.get(method, "")
+    pairs = pair_method(method, folder, benchmark, failed, suffix=suffix)
+    if pairs.others:
+        result.notes.append(
+            f"{len(pairs.others)} images in the folder of {method} do not end in '{suffix}' and were left out "
+            f"({first_few(pairs.others)})."
+        )
+    return pairs
 
 
 def _score(

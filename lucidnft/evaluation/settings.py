@@ -38,6 +38,7 @@ class EvaluationConfig(ConfigModel):
     lr: str | None = None  # folder of low-resolution inputs
     hr: str | None = None  # folder of references; null where none exist
     methods: dict[str, str] = {}  # name -> folder of restored images
+    sr_suffix: dict[str, str] = {}  # name of a method -> what its file names have behind the stem, as _result
     run: dict[str, RestoreRun] = {}  # name -> checkpoint that restores the lr folder first
     baseline: str | None = None  # method that the others are compared with
     metrics: tuple[str, ...] | None = None  # names of pyiqa metrics and rewards; null: those of the protocol
@@ -87,7 +88,13 @@ class EvaluationConfig(ConfigModel):
         names = [*self.methods, *self.run]
         twice = sorted({name for name in names if names.count(name) > 1})
         repeated = sorted({name for name in self.metric_names if self.metric_names.count(name) > 1})
+        unknown = [name for name in self.sr_suffix if name not in self.methods]
         problems = [
+            (
+                bool(unknown),
+                f"sr_suffix is for folders of methods, which {', '.join(unknown)} is not; they are: "
+                f"{', '.join(self.methods) or 'none'}",
+            ),
             (
                 not names,
                 "no method to evaluate: add methods: {name: folder}, or run: {name: {checkpoint: ...}}",

@@ -32,7 +32,12 @@ def test_a_folder_is_scored_into_the_promised_columns(benchmark_folders, tmp_pat
     printed = capsys.readouterr().out
     assert "note: 5 of 5 HR images are not 512x512 pixels" in printed and re.search(r"ours +5 ", printed)
     (benchmark_folders["ours"] / "b.png").unlink()
-    assert main(arguments) == 1
+    for stem in STEMS:
+        if stem != "b":
+            (benchmark_folders["ours"] / f"{stem}.png").rename(benchmark_folders["ours"] / f"{stem}_x4.png")
+    assert main(arguments) == 2
+    assert "--sr_suffix=_x4 without a config" in capsys.readouterr().err
+    assert main([*arguments, "--sr_suffix", "_x4"]) == 1
     assert "ours/b: no restored image of this stem" in capsys.readouterr().err
 
 

@@ -21,7 +21,6 @@ from lucidnft.evaluation import metrics
 from lucidnft.evaluation.cache import ScoreCache
 from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.metrics import MetricSpec, UnavailableMetric, build_metric, wanted_file
-from lucidnft.evaluation.pairing import pair_method, printable
 from lucidnft.evaluation.protocols import PROTOCOLS
 from lucidnft.evaluation.scoring import read_8bit
 from lucidnft.images import save_image
@@ -207,19 +206,6 @@ def test_a_cut_off_cache_loses_its_last_line_only_and_a_damaged_one_is_refused(t
     path.write_bytes(b"{}\n" + content)
     with pytest.raises(ValueError, match="damaged in line 1"):
         ScoreCache(path)
-
-
-def test_names_that_are_no_text_are_paired_and_printed(tmp_path):
-    names = [b"caf\xe9.png", b"new\nline.png", "\u65e5\u672c.png".encode()]
-    for side in ("sr", "hr"):
-        (tmp_path / side).mkdir()
-        for name in names:
-            (tmp_path / side / os.fsdecode(name)).write_bytes(b"")
-    pairs = pair_method("ours", tmp_path / "sr", {"hr": tmp_path / "hr"})
-    assert sorted(case.stem for case in pairs.cases) == ["caf\\xe9", "new\\nline", "\u65e5\u672c"]
-    assert not pairs.problems
-    json.dumps([case.stem.encode().decode() for case in pairs.cases])
-    assert printable("a b") == "a b"
 
 
 QUICK = ["lr_fidelity", "quality_net"]  # which start fast
