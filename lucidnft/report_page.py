@@ -7,10 +7,11 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #dfe3e8;
-  --accent: #2463c9; --good: #10734a; --good-back: #dcf3e7; --bad: #b3261e; --bad-back: #fbe3e1; --flat-back: #eceff3; }
+  --accent: #2463c9; --good: #10734a; --good-back: #dcf3e7; --bad: #b3261e; --bad-back: #fbe3e1; --flat-back: #eceff3;
+  --shade: rgb(0 0 0 / .22); }
 @media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1b212a; --ink: #e6eaf0; --soft: #9aa6b5;
   --line: #313a46; --accent: #79a8f7; --good: #7fd8ad; --good-back: #163a2b; --bad: #f5a49e; --bad-back: #4a201d;
-  --flat-back: #2a323d; } }
+  --flat-back: #2a323d; --shade: rgb(0 0 0 / .75); } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 1180px; margin: 0 auto; padding: 28px 18px 60px; }
@@ -20,7 +21,10 @@ h3 { font-size: .95rem; margin: 1.4em 0 .6em; color: var(--soft); font-weight: 6
 p { margin: .4em 0; max-width: 78ch; }
 .verdict { font-size: 1.08rem; } .soft { color: var(--soft); font-size: .9rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(90deg, var(--card) 40%, transparent)
+    0 0 / 36px 100% no-repeat local, linear-gradient(270deg, var(--card) 40%, transparent) 100% 0 / 36px 100% no-repeat
+    local, linear-gradient(90deg, var(--shade), transparent) 0 0 / 12px 100% no-repeat,
+  linear-gradient(270deg, var(--shade), transparent) 100% 0 / 12px 100% no-repeat, var(--card); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: 8px; text-align: left; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; font-size: .82rem; } tr + tr td { border-top: 1px solid var(--line); }
@@ -45,6 +49,8 @@ img { display: block; max-width: 100%; height: auto; border-radius: 4px; margin:
 .grid.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); align-items: start; }
 details { padding: 10px 14px; margin-top: 10px; } summary { cursor: pointer; font-weight: 600; }
 pre { overflow-x: auto; font: 13px/1.5 ui-monospace, monospace; margin: 10px 0 4px; }
+@media (max-width: 700px) { main { padding: 18px 10px 40px; } table { font-size: .84rem; } th, td { padding: 7px 5px; }
+  td:first-child { white-space: normal; min-width: 5em; } }
 """
 
 

@@ -27,6 +27,8 @@ STYLE = """
 .sheet .said b { display: block; }
 .sheet .cell { width: 176px; flex: none; font-size: .78rem; color: var(--soft); }
 .sheet .cell img { margin: 2px 0 0; }
+@media (max-width: 700px) { .sheet .row { flex-wrap: wrap; } .sheet .said { width: 100%; }
+  .sheet .cell { width: calc(50% - 5px); } .sheet .cell img { width: 100%; } }
 """
 
 
