@@ -8,6 +8,7 @@ good that is.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,13 @@ def save_maps(
                 continue
             path = folder / f"{stem}.{name.replace('/', '-').replace(':', '-')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_image(path, pixels_to_tensor(np.asarray(picture)))
+            try:
+                save_image(path, pixels_to_tensor(np.asarray(picture)))
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                result.problems.append(Problem("", stem, "the name of its map would be too long", (name,)))
+                continue
             result.written.append(path)
     return result
 

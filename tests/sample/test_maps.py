@@ -178,3 +178,10 @@ def test_what_has_no_map_is_refused_before_anything_is_drawn(photograph, tmp_pat
     with pytest.raises(ValueError, match="no value_range"):
         save_maps(pairs, {"b": Brightness(value_range=None)}, tmp_path / "maps", progress=False)
     assert not (tmp_path / "maps").exists()
+
+
+def test_a_name_that_a_map_cannot_have_does_not_stop_the_others(photograph, tmp_path):
+    pairs = [(name, photograph / "lr.png", photograph / "good.png") for name in ("n" * 245, "good")]
+    result = save_maps(pairs, {"brightness": Brightness()}, tmp_path / "maps", progress=False)
+    assert [path.name for path in result.written] == ["good.brightness.png"]
+    assert [problem.reason for problem in result.problems] == ["the name of its map would be too long"]
