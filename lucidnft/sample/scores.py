@@ -121,7 +121,7 @@ def score_outputs(
     *,
     cache: Path,
     device: torch.device | str = "cpu",
-    workers: int = 0,
+    workers: int = 1,
     progress: bool = True,
 ) -> OutputScores:
     """Score saved outputs against their inputs, upright, on 8-bit levels (deeper files are rounded to them).
@@ -130,7 +130,8 @@ def score_outputs(
         pairs: as `name_pairs` gives them; files that cannot be read become problems.
         names: of metrics, as `parse_metrics` gives them; those that cannot be loaded are reported, the rest goes on.
         cache: the file that keeps scores; for one process at a time.
-        workers: processes; 0: one for each core (at most 8) or GPU.  Numbers do not depend on it.
+        workers: processes, each of which loads every metric; 0: one for each core (at most 8) or GPU.  Numbers do not
+            depend on it; to start them takes longer than to score a few dozen small images.
 
     Raises:
         ValueError: a metric needs more than the input, two pairs share a name, or the cache is in use or damaged.

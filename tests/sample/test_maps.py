@@ -21,7 +21,14 @@ class Brightness(Reward):
 
     def __init__(self, **card: object) -> None:
         self.card = RewardCard(**{"name": "brightness", "value_range": (0.0, 1.0), **card})  # type: ignore[arg-type]
+        self.calls: list[str] = []
         self.seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def wake(self) -> None:
+        self.calls.append("wake")
+
+    def rest(self) -> None:
+        self.calls.append("rest")
 
     def reference(self, lr, hr, prompts, sr_size) -> Reference:
         self.lr_size = tuple(lr.shape[2:])
@@ -119,14 +126,14 @@ def test_pictures_and_what_the_reward_sees_are_bounded(tmp_path, monkeypatch):
     reward = Brightness()
     pairs = [("a", tmp_path / "sr.png", tmp_path / "sr.png")]
     (path,) = save_maps(pairs, {"b": reward}, tmp_path / "maps", progress=False).written
-    assert reward.seen == [((32, 128), (32, 128))]
+    assert reward.seen == [((32, 128), (32, 128))] and reward.calls == ["wake", "rest"]
     assert redness(path, 25, 100).min() > 0.3 and Image.open(path).getpixel((50, 25 + 2)) == (255, 255, 255)
 
 
 def test_maps_of_whole_image_embedders_are_by_occlusion(photograph, tmp_path, monkeypatch):
     reward = build_reward("lucid_consistency")
     monkeypatch.setattr(reward.embedder, "cell", None)
-    monkeypatch.setattr("lucidnft.rewards.places.WINDOWS_PER_SIDE", 4)
+    monkeypatch.setattr("lucidnft.rewards.places.WINDOWS_PER_SIDE", 3)
     pairs = [(name, photograph / "lr.png", photograph / f"{name}.png") for name in ("good", "damaged")]
     assert map_scale(reward) == module.OCCLUSION_SCALE
     paths = save_maps(pairs, {"whole": reward}, tmp_path / "maps", progress=False).written

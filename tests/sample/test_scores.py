@@ -50,7 +50,7 @@ def pairs(tmp_path):
 
 
 def score(pairs, tmp_path, names=NAMES, **options):
-    options = {"workers": 1, "progress": False, **options}
+    options = {"progress": False, **options}
     return score_outputs(pairs, names, cache=tmp_path / "kept.jsonl", **options)
 
 
