@@ -29,6 +29,8 @@ from lucidnft.sample.scores import (
 )
 
 CACHE_FILE = ".scores"
+ONE_PROCESS = 64
+"""Outputs up to which scoring stays in this process: starting others takes longer than they save."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def _score(
     metrics: Sequence[str], pairs: Sequence[NamedPair], output_dir: Path, device: torch.device, part: str
 ) -> OutputScores:
     suffix = f".{part}" if part else ""
-    scores = score_outputs(pairs, metrics, cache=output_dir / f"{CACHE_FILE}{suffix}.jsonl", device=device)
+    workers = 1 if len(pairs) <= ONE_PROCESS else 0
+    cache = output_dir / f"{CACHE_FILE}{suffix}.jsonl"
+    scores = score_outputs(pairs, metrics, cache=cache, device=device, workers=workers)
     table = output_dir / f"metrics{suffix}.csv"
     write_scores_csv(table, scores.rows)
     print("\n".join([*scores.summary_lines(), f"scores: {table}"]))

@@ -104,15 +104,28 @@ def check_metrics(names: Sequence[str]) -> list[UnavailableMetric]:
 def name_pairs(pairs: Sequence[tuple[Path, Path]], output_dir: Path) -> list[NamedPair]:
     """Name (input, output) files by the output's path below output_dir, without its suffix: "sub/cat.1".
 
-    Outputs that differ in their suffix alone keep it.
+    Outputs that differ in their suffix alone keep it.  Names that only look alike once they can be printed (a line
+    break, and a backslash before an n) are numbered.
     """
     places = [output.relative_to(output_dir) for _, output in pairs]
     stems = [place.with_suffix("") for place in places]
     shared = {stem for stem, count in Counter(stems).items() if count > 1}
-    return [
-        (printable((place if stem in shared else stem).as_posix()), source, output)
-        for place, stem, (source, output) in zip(places, stems, pairs, strict=True)
+    names = [
+        printable((place if stem in shared else stem).as_posix())
+        for place, stem in zip(places, stems, strict=True)
     ]
+    return [(name, source, output) for name, (source, output) in zip(_numbered(names), pairs, strict=True)]
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    taken: dict[str, None] = {}
+    for name in names:
+        number, free = 1, name
+        while free in taken:
+            number += 1
+            free = f"{name} ({number})"
+        taken[free] = None
+    return list(taken)
 
 
 def score_outputs(

@@ -168,9 +168,16 @@ def test_metrics_that_need_a_reference_are_refused_before_anything_is_restored()
 
 
 def test_names_are_unique_and_fit_on_a_line(tmp_path):
-    places = ["cat.1.png", "sub/cat.1.png", "dog.png", "dog.jpg", "new\nline.png"]
+    places = ["cat.1.png", "sub/cat.1.png", "dog.png", "dog.jpg", "new\nline.png", r"new\nline.png"]
     named = name_pairs([(tmp_path / "in", tmp_path / place) for place in places], tmp_path)
-    assert [name for name, _, _ in named] == ["cat.1", "sub/cat.1", "dog.png", "dog.jpg", r"new\nline"]
+    assert [name for name, _, _ in named] == [
+        "cat.1",
+        "sub/cat.1",
+        "dog.png",
+        "dog.jpg",
+        r"new\nline",
+        r"new\nline (2)",
+    ]
     with pytest.raises(ValueError, match="stand for several outputs, e.g. 'dog'"):
         score([("dog", tmp_path, tmp_path), ("dog", tmp_path, tmp_path / "b")], tmp_path)
 
