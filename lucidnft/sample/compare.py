@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lucidnft.checkpoint import save_text
 from lucidnft.evaluation.pairing import printable
+from lucidnft.evaluation.protocols import decimals_of
 from lucidnft.report_page import page, paragraph
 from lucidnft.sample.compare_style import SCRIPT, STYLE
 from lucidnft.sample.previews import FOLDER, ComparedPair, Preview, Previews, make_previews
@@ -189,7 +190,7 @@ def _facts(pair: ComparedPair, shown: Previews, scores: Mapping[str, float], out
             text += f", shown at {100 * preview.size[0] / preview.original[0]:.0f} %"
         link = _link(pair.output, output_dir)
         rows.append(("restored", f'<a href="{link}">{text}</a>' if link else text))
-    rows += [(escape(name), f"{value:.4g}") for name, value in scores.items()]
+    rows += [(escape(name), f"{value:.{decimals_of(name, abs(value))}f}") for name, value in scores.items()]
     rows += [(escape(printable(name)), escape(printable(text))) for name, text in pair.chosen.items()]
     items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in rows)
     return f"<dl>{items}</dl>" if items else ""

@@ -185,6 +185,9 @@ def test_the_worst_comes_first_and_what_has_no_score_last(tmp_path, lower, order
     assert float(first["b"]["data-score-0"]) == 30 and float(first["a"]["data-score-1"]) == 1e-7
     assert "data-score-0" not in first["d"] and float(first["d"]["data-score-1"]) == 2
     assert "the worst by musiq first" in page.text and "x<y" in page.text
+    assert (
+        "musiq70.00" in page.text and "x<y0.0000" in page.text and "x<y2.000" in page.text
+    )  # digits as in tables
 
 
 def test_previews_of_unchanged_files_are_kept_and_others_are_made_again(tmp_path, monkeypatch):
