@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from lucidnft.evaluation.metrics import Metric
+from lucidnft.evaluation.metrics import MetricInfo
 
 _SIDES = ("sr", "lr", "hr")
 
 
-def score_key(metric: Metric, digests: dict[str, str]) -> str:
+def score_key(metric: MetricInfo, digests: dict[str, str]) -> str:
     """The name of a metric's score; digests: {"sr": hash of the file, "hr": ..., "lr": ...}, as far as they exist."""
     seen = [digests.get(side, "") if side == "sr" or side in metric.needs else "" for side in _SIDES]
     return hashlib.blake2b("|".join([metric.identity, *seen]).encode(), digest_size=16).hexdigest()

@@ -6,47 +6,25 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from lucidnft.checkpoint.tensor_files import first_few
 from lucidnft.evaluation.cache import ScoreCache, score_key
-from lucidnft.evaluation.metrics import (
-    Metric,
-    MetricSpec,
-    UnavailableMetric,
-    build_metric,
-    check_names,
-    metric_specs,
-)
+from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric, check_names, metric_specs
 from lucidnft.evaluation.pairing import Case, Pairs, Problem, file_digest, pair_method
-from lucidnft.evaluation.protocols import Protocol, label_of
+from lucidnft.evaluation.protocols import Protocol
 from lucidnft.evaluation.restoring import restore_method
-from lucidnft.evaluation.scoring import Job, score_jobs
+from lucidnft.evaluation.scoring import Job, Scorer
 from lucidnft.evaluation.settings import EvaluationConfig, check_folders
 from lucidnft.images import UnreadableImageError, read_size
 from lucidnft.inference.device import choose_device
 
 CACHE_FILE = "cache.jsonl"
-MOST_WORKERS = 8  # that are started unless more are asked for; each loads every metric
+MOST_WORKERS = 8  # that are started unless more are asked for; each loads what it computes
 LOSSY = frozenset({".jpg", ".jpeg", ".webp", ".gif"})
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}]"
-
-
-@dataclass(frozen=True)
-class MetricInfo:
-    """What tables need to know of a metric."""
-
-    name: str
-    lower_is_better: bool
-    needs: frozenset[str]
-    facts: dict[str, Any]
-
-    @property
-    def label(self) -> str:
-        return label_of(self.name)
 
 
 @dataclass
@@ -87,21 +65,17 @@ def evaluate(config: EvaluationConfig, *, progress: bool = True) -> Evaluation:
     devices, workers = plan_workers(config.device, config.workers)
     result = Evaluation(config.benchmark, config.conventions, config.method_names, config.baseline)
     specs = metric_specs(config)
-    metrics = _load_metrics(specs, devices[0], result, progress)
-    metrics = _with_inputs(metrics, config, result)
-    result.metrics = tuple(
-        MetricInfo(m.name, m.lower_is_better, m.needs, {"identity": m.identity, **m.facts})
-        for m in metrics.values()
-    )
-    for method in result.methods:
-        pairs = _pairs_of(method, config, result, progress)
-        result.cases[method] = {case.stem: case for case in pairs.cases}
-        result.problems += pairs.problems
-        result.scores[method] = {name: {} for name in metrics}
-    result.notes += _notes(result, config)
-    usable = [spec for spec in specs if spec.name in metrics]
-    with ScoreCache(Path(config.output_dir) / CACHE_FILE) as cache:
-        _score(result, metrics, usable, cache, devices, workers, progress)
+    with Scorer(specs, devices, workers) as scorer:
+        metrics = _with_inputs(_available(scorer.describe(progress), result), config, result)
+        result.metrics = tuple(metrics.values())
+        for method in result.methods:
+            pairs = _pairs_of(method, config, result, progress)
+            result.cases[method] = {case.stem: case for case in pairs.cases}
+            result.problems += pairs.problems
+            result.scores[method] = {name: {} for name in metrics}
+        result.notes += _notes(result, config)
+        with ScoreCache(Path(config.output_dir) / CACHE_FILE) as cache:
+            _score(result, metrics, scorer, cache, progress)
     order = {name: index for index, name in enumerate(result.methods)}
     result.problems.sort(key=lambda problem: (order[problem.method], problem.stem, problem.reason))
     return result
@@ -124,22 +98,21 @@ def plan_workers(device: str, workers: int) -> tuple[list[str], int]:
     return devices, len(devices) if chosen.type == "cuda" else min(cores, MOST_WORKERS)
 
 
-def _load_metrics(
-    specs: Sequence[MetricSpec], device: str, result: Evaluation, progress: bool
-) -> dict[str, Metric]:
+def _available(
+    described: Iterable[MetricInfo | UnavailableMetric], result: Evaluation
+) -> dict[str, MetricInfo]:
     metrics = {}
-    for spec in tqdm(specs, desc="load metrics", unit="metric", leave=False, disable=not progress):
-        metric = build_metric(spec, device)
+    for metric in described:
         if isinstance(metric, UnavailableMetric):
             result.unavailable.append(metric)
         else:
-            metrics[spec.name] = metric
+            metrics[metric.name] = metric
     return metrics
 
 
 def _with_inputs(
-    metrics: Mapping[str, Metric], config: EvaluationConfig, result: Evaluation
-) -> dict[str, Metric]:
+    metrics: Mapping[str, MetricInfo], config: EvaluationConfig, result: Evaluation
+) -> dict[str, MetricInfo]:
     """The metrics whose inputs are there.
 
     Raises:
@@ -180,18 +153,12 @@ def _pairs_of(method: str, config: EvaluationConfig, result: Evaluation, progres
 
 
 def _score(
-    result: Evaluation,
-    metrics: Mapping[str, Metric],
-    specs: Sequence[MetricSpec],
-    cache: ScoreCache,
-    devices: Sequence[str],
-    workers: int,
-    progress: bool,
+    result: Evaluation, metrics: Mapping[str, MetricInfo], scorer: Scorer, cache: ScoreCache, progress: bool
 ) -> None:
     jobs, keys, shared = _plan(result, metrics, cache)
     bar = tqdm(total=len(jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress)
     with bar:
-        for done in score_jobs(jobs, metrics, specs, devices, workers):
+        for done in scorer.score(jobs):
             case = done.job.case
             cache.add(
                 (keys[case.method, case.stem][name], name, case.stem, score)
@@ -209,7 +176,7 @@ def _score(
 
 
 def _plan(
-    result: Evaluation, metrics: Mapping[str, Metric], cache: ScoreCache
+    result: Evaluation, metrics: Mapping[str, MetricInfo], cache: ScoreCache
 ) -> tuple[list[Job], dict[tuple[str, str], dict[str, str]], dict[tuple[str, str], list[Case]]]:
     """Jobs for the scores that are not in the cache, the cache's key of every score, and cases that equal a job's."""
     jobs: list[Job] = []

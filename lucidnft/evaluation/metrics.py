@@ -21,7 +21,7 @@ import lucidnft
 from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.config_validation import unknown_name
 from lucidnft.evaluation.pairing import file_digest
-from lucidnft.evaluation.protocols import PROTOCOL_METRICS, Protocol
+from lucidnft.evaluation.protocols import PROTOCOL_METRICS, Protocol, label_of
 from lucidnft.evaluation.settings import EvaluationConfig
 from lucidnft.rewards.base import Reward
 from lucidnft.rewards.full_reference import FullReferenceConfig
@@ -90,6 +90,31 @@ class Metric:
             torch.manual_seed(derived_seed(0, "evaluation", self.name, key))
             score = float(self.reward(sr, lr=lr, hr=hr))
         return float(f"{-score if self.lower_is_better else score:.9g}")
+
+    def info(self) -> MetricInfo:
+        """The same without what computes it."""
+        return MetricInfo(
+            self.name, self.lower_is_better, self.needs, {"identity": self.identity, **self.facts}
+        )
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What plans and tables need to know of a metric; small, so that it can be sent from another process."""
+
+    name: str
+    lower_is_better: bool
+    needs: frozenset[str]
+    facts: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return label_of(self.name)
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything its scores depend on, but the images."""
+        return str(self.facts["identity"])
 
 
 def metric_specs(config: EvaluationConfig) -> list[MetricSpec]:

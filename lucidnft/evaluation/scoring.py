@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from lucidnft.evaluation.metrics import Metric, MetricSpec, UnavailableMetric, build_metric
+from lucidnft.evaluation.metrics import Metric, MetricInfo, MetricSpec, UnavailableMetric, build_metric
 from lucidnft.evaluation.pairing import Case, Problem
 from lucidnft.images import UnreadableImageError, read_image, tensor_to_uint8
 
@@ -42,41 +43,95 @@ class JobResult:
     problems: list[Problem]
 
 
-def score_jobs(
-    jobs: Sequence[Job],
-    metrics: Mapping[str, Metric],
-    specs: Sequence[MetricSpec],
-    devices: Sequence[str],
-    workers: int,
-) -> Iterator[JobResult]:
-    """Results in the order in which they are ready.
+class LoadedMetrics:
+    """Metrics on one device, each loaded when it is first asked for."""
 
-    metrics: loaded on devices[0]; more than one worker load their own, by specs, spread over the devices.
-    A CPU process computes with one thread, since sums depend on how many share them.
+    def __init__(self, specs: Sequence[MetricSpec], device: str) -> None:
+        self.device = device
+        self._specs = {spec.name: spec for spec in specs}
+        self._built: dict[str, Metric | UnavailableMetric] = {}
 
-    Raises:
-        RuntimeError: a worker died, for instance because memory ran out.
+    def describe(self, progress: bool = False) -> list[MetricInfo | UnavailableMetric]:
+        """Every metric, in order: what it is, or why it is not available."""
+        bar = tqdm(self._specs, desc="load metrics", unit="metric", leave=False, disable=not progress)
+        built = [self._build(name) for name in bar]
+        return [metric.info() if isinstance(metric, Metric) else metric for metric in built]
+
+    def score(self, job: Job) -> JobResult:
+        """Score an image.  Raises RuntimeError for a metric that another process could load and this one cannot."""
+        metrics = {name: self._build(name) for name in job.metrics}
+        for metric in metrics.values():
+            if isinstance(metric, UnavailableMetric):
+                raise RuntimeError(
+                    f"metric '{metric.name}' was loaded once and cannot be again: {metric.reason}"
+                )
+        return score_case(job, {n: m for n, m in metrics.items() if isinstance(m, Metric)}, self.device)
+
+    def _build(self, name: str) -> Metric | UnavailableMetric:
+        if name not in self._built:
+            self._built[name] = build_metric(self._specs[name], self.device)
+        return self._built[name]
+
+
+class Scorer:
+    """Scores images in this process, or in several others; this one then loads no metric.
+
+    Worker processes start when there is work for them, load the metrics they are given to compute, and are spread
+    over the devices.  A CPU process computes with one thread, since sums depend on how many share them.
     """
-    if workers <= 1 or len(jobs) <= 1:
-        with single_thread(devices[0]):
-            for job in jobs:
-                yield score_case(job, metrics, devices[0])
-        return
-    context = multiprocessing.get_context("spawn")
-    count = min(workers, len(jobs))
-    with ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(specs, devices, context.Value("i", 0))
-    ) as pool:
-        try:
-            for done in as_completed([pool.submit(_score_in_worker, job) for job in jobs]):
+
+    def __init__(self, specs: Sequence[MetricSpec], devices: Sequence[str], workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+        if workers <= 1:
+            self._here = LoadedMetrics(specs, devices[0])
+            return
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(
+            workers,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(specs, devices, context.Value("i", 0)),
+        )
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def describe(self, progress: bool) -> list[MetricInfo | UnavailableMetric]:
+        """Every metric, in order: what it is, or why it is not available.  Raises RuntimeError as `score`."""
+        if self._pool is None:
+            return self._here.describe(progress)
+        with self._death_explained():
+            return self._pool.submit(_describe_in_worker).result()
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[JobResult]:
+        """Results in the order in which they are ready.
+
+        Raises:
+            RuntimeError: a worker died, for instance because memory ran out, or cannot load a metric.
+        """
+        if self._pool is None:
+            with single_thread(self._here.device):
+                for job in jobs:
+                    yield self._here.score(job)
+            return
+        with self._death_explained():
+            for done in as_completed([self._pool.submit(_score_in_worker, job) for job in jobs]):
                 yield done.result()
+
+    @contextmanager
+    def _death_explained(self) -> Iterator[None]:
+        try:
+            yield
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"one of {count} scoring processes died, perhaps for lack of memory; what was scored is kept: use "
-                "fewer workers and run again"
+                f"one of {self.workers} scoring processes died, perhaps for lack of memory; what was scored is kept: "
+                "use fewer workers and run again"
             ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def score_case(job: Job, metrics: Mapping[str, Metric], device: str) -> JobResult:
@@ -142,7 +197,7 @@ def _read_sides(case: Case, sides: Sequence[str], device: str) -> tuple[dict[str
     return images, unusable
 
 
-_worker: dict[str, Any] = {}  # what a worker process keeps between jobs
+_worker: dict[str, LoadedMetrics] = {}  # what a worker process keeps between jobs
 
 
 def _start_worker(specs: Sequence[MetricSpec], devices: Sequence[str], counter: Any) -> None:
@@ -153,13 +208,7 @@ def _start_worker(specs: Sequence[MetricSpec], devices: Sequence[str], counter: 
         counter.value += 1
     if device == "cpu":
         torch.set_num_threads(1)
-    metrics = {}
-    for spec in specs:
-        metric = build_metric(spec, device)
-        if isinstance(metric, UnavailableMetric):
-            raise RuntimeError(f"metric '{metric.name}' was loaded once and cannot be again: {metric.reason}")
-        metrics[spec.name] = metric
-    _worker.update(metrics=metrics, device=device)
+    _worker["metrics"] = LoadedMetrics(specs, device)
 
 
 def _follow_parent() -> None:
@@ -170,5 +219,9 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
+def _describe_in_worker() -> list[MetricInfo | UnavailableMetric]:
+    return _worker["metrics"].describe()
+
+
 def _score_in_worker(job: Job) -> JobResult:
-    return score_case(job, _worker["metrics"], _worker["device"])
+    return _worker["metrics"].score(job)

@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lucidnft.evaluation import metrics
+from lucidnft.evaluation import metrics, scoring
 from lucidnft.evaluation.cache import ScoreCache
 from lucidnft.evaluation.evaluator import evaluate
-from lucidnft.evaluation.metrics import MetricSpec, UnavailableMetric, build_metric, wanted_file
+from lucidnft.evaluation.metrics import MetricSpec, UnavailableMetric, build_metric, metric_specs, wanted_file
+from lucidnft.evaluation.pairing import Case
 from lucidnft.evaluation.protocols import PROTOCOLS
 from lucidnft.evaluation.scoring import read_8bit
 from lucidnft.images import save_image
@@ -245,6 +246,38 @@ def test_a_killed_evaluation_continues_and_processes_do_not_change_the_numbers(s
     assert continued.num_computed == 20 - kept
     alone = evaluate(settings(metrics=QUICK, output_dir=str(tmp_path / "alone")), progress=False)
     assert alone.num_computed == 20 and alone.scores == continued.scores
+
+
+def test_metrics_are_loaded_by_the_processes_that_compute_them_and_by_no_other(
+    settings, monkeypatch, tmp_path
+):
+    alone = evaluate(settings(metrics=QUICK), progress=False)
+
+    def refuse(spec: MetricSpec, device: str) -> None:
+        raise AssertionError(f"{spec.name} was loaded here")
+
+    monkeypatch.setattr(scoring, "build_metric", refuse)  # in this process only
+    gone = {"gone": {"type": "quality_net", "path": str(tmp_path / "gone.safetensors")}}
+    config = settings(metrics=QUICK, rewards=gone, workers=2, output_dir=str(tmp_path / "several"))
+    several = evaluate(config, progress=False)
+    assert several.scores == alone.scores and several.num_computed == 20
+    assert [m.facts for m in several.metrics] == [m.facts for m in alone.metrics]
+    assert [m.name for m in several.unavailable] == ["gone"]
+
+
+def test_a_process_loads_only_what_its_jobs_need_and_each_metric_once(settings, monkeypatch):
+    config = settings(metrics=["no_such_one", *QUICK])
+    specs, built = metric_specs(config), []
+    monkeypatch.setattr(
+        scoring, "build_metric", lambda spec, where: built.append(spec.name) or build_metric(spec, where)
+    )
+    case = Case("ours", "b", *(Path(getattr(config, side)) / "b.png" for side in ("lr", "lr")))
+    loaded = scoring.LoadedMetrics(specs, "cpu")
+    for _ in range(2):
+        assert set(loaded.score(scoring.Job(0, case, "digest", ("lr_fidelity",))).scores) == {"lr_fidelity"}
+    assert built == ["lr_fidelity"]
+    with pytest.raises(RuntimeError, match="'no_such_one' was loaded once and cannot be again"):
+        loaded.score(scoring.Job(0, case, "digest", ("no_such_one",)))
 
 
 def _lives(process: str) -> bool:

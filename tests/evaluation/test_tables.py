@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lucidnft.evaluation.evaluator import Evaluation, MetricInfo, evaluate
-from lucidnft.evaluation.metrics import UnavailableMetric
+from lucidnft.evaluation.evaluator import Evaluation, evaluate
+from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric
 from lucidnft.evaluation.pairing import Case, Problem
 from lucidnft.evaluation.plots import scatter_charts, sorted_charts
 from lucidnft.evaluation.protocols import PROTOCOLS, decimals_of
@@ -177,3 +177,21 @@ def test_points_are_where_better_is_up_and_to_the_right():
     assert bars.count('class="gained"') == 6 and "better in 6 of 6" in bars
     changes = [float(v) for v in re.findall(r"<title>s\d: ([+-][\d.e-]+)</title>", bars)]
     assert changes == sorted(changes, reverse=True)  # the least improved first
+
+
+def test_the_report_of_many_images_stays_light(tmp_path):
+    picture = tmp_path / "noise.png"
+    save_image(picture, torch.rand(3, 176, 176, generator=torch.Generator().manual_seed(0)))
+    result = evaluation(base=(20.0, 0.3), ours=(22.0, 0.2))
+    stems = [f"image_{i:03d}" for i in range(250)]
+    for name in result.methods:
+        result.cases[name] = {stem: Case(name, stem, picture, picture, picture) for stem in stems}
+        for metric in ("psnr", "lpips"):
+            shift = 0.1 if name == "ours" else 0.0
+            result.scores[name][metric] = {
+                stem: 20 + i % 97 + shift * (i % 7) for i, stem in enumerate(stems)
+            }
+    html = write_report(tmp_path, result, summarise(result)).read_text()
+    pictures = re.findall(r'src="data:[^"]*"', html)
+    assert len(pictures) == 2 * 6 * 4  # two metrics, three worst and three best, LR base ours HR
+    assert len(html) - sum(map(len, pictures)) < 120_000
