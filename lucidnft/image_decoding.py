@@ -30,7 +30,7 @@ _DECODER_ERRORS = (
 _FEW_BITS = {"1": 255, "L;2": 85, "L;4": 17}  # how Pillow names them, and what it multiplies by
 _BYTES_BESIDE = 2**26  # metadata, profile and structure of a file
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_PLANES = 258, 262, 277, 284  # tags
-_TIFF_STRIP_SIZES, _TIFF_TILE_SIZES = 279, 325
+_TIFF_STRIP_SIZES, _TIFF_TILE_SIZES, _TIFF_SAMPLE_FORMAT = 279, 325, 339
 # How Pillow names what a file stores.  Others with more than 8 bits (12-bit, signed, premultiplied) it reads wrongly.
 _GREY_16 = re.compile(r"I;16[LBN]?|LA;16B")
 _COLOUR_16 = re.compile(r"RGB[AX]?;16[LBN]")
@@ -188,7 +188,8 @@ def _refuse_unsupported(image: ImageFile.ImageFile, path: str | Path) -> None:
     if image.format == "TIFF" and max(tags.get(_TIFF_BITS, (1,))) > 8:
         odd = not deep or tags.get(_TIFF_PLANES, 1) == 2
     else:
-        odd = image.mode in ("I", "F") and not deep
+        odd = image.mode in ("I", "F", "LAB") and not deep
+    odd = odd or not {1, 4}.issuperset(tags.get(_TIFF_SAMPLE_FORMAT, (1,)))  # unsigned or not said
     if odd:
         raise UnreadableImageError(
             path,

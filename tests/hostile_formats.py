@@ -147,7 +147,9 @@ def tiffs() -> Iterator[Hostile]:
     bits = (np.indices((7, 9)).sum(0) % 3 == 0)[..., None]
     Image.fromarray(bits[..., 0]).save(fax, "TIFF", compression="group4")
     yield Hostile("tiff_fax.tif", holding(fax.getvalue()), bits.astype(np.uint8) * np.uint8(255))
+    yield Hostile("tiff_lab.tif", lambda path: Image.new("LAB", (4, 4)).save(path), reason="pixel type")
     for name, pixels in (("float", np.ones((4, 4), np.float32)), ("signed", np.ones((4, 4), np.int16)),
+                         ("signed_8", np.ones((4, 4), np.int8)),
                          ("wide", np.ones((4, 4), np.uint32)), ("double", np.ones((4, 4)))):  # fmt: skip
         yield Hostile(
             f"tiff_{name}.tif", holding(by_tifffile(pixels)), reason="pixel type|of a kind that is not read"
