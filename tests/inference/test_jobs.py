@@ -153,10 +153,10 @@ def test_whole_names_keep_apart_what_stems_do_not(tmp_path):
     assert {j.key for j in jobs} == {"a"}  # the noise is that of the short name
 
 
-def test_loops_of_links_are_no_inputs_and_no_end(tmp_path):
+def test_a_loop_of_folders_has_an_end_and_one_of_files_is_listed_to_be_reported(tmp_path):
     touch(tmp_path / "in", "a.png")
     os.symlink(tmp_path / "in", tmp_path / "in" / "again")
     os.symlink("loop.png", tmp_path / "in" / "loop.png")
     jobs = plan_jobs(tmp_path / "in", tmp_path / "out", recursive=True)
-    assert [j.source.name for j in jobs] == ["a.png"]
+    assert [j.source.name for j in jobs] == ["a.png", "loop.png"]
     assert [j.target.name for j in plan_jobs(tmp_path / "in" / "loop.png", tmp_path / "out")] == ["loop.png"]
