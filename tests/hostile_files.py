@@ -127,6 +127,9 @@ def _declared() -> Iterator[Hostile]:
         header = rows[16:20] + (8).to_bytes(4, "big") + rows[24:29]
         taller = rows[:8] + chunk(b"IHDR", header) + rows[33:]
         yield Hostile(f"{name}.png", holding(taller), reason="rows are missing|decoder|runcated")
+    rows = png(RGB, 2)
+    tall = rows[:8] + chunk(b"IHDR", rows[16:20] + (10**7).to_bytes(4, "big") + rows[24:29]) + rows[33:]
+    yield Hostile("ten_million_rows_more.png", holding(tall), reason="bytes cannot hold an image of its size")
     yield Hostile("declares_most.png", holding(png_header(2**31 - 1, 2**31 - 1)), reason=f"{many}|{CUT}")
     yield Hostile("declares_bmp.bmp", holding(bmp(60000, 60000, 24, bytes(9))), reason=many)
     yield Hostile("declares_bmp_13000.bmp", holding(bmp(13000, 13000, 24, bytes(9))), reason=CUT)
