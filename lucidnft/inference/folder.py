@@ -199,8 +199,7 @@ class _Run:
             if self.record is not None:
                 self.record(facts)
 
-        if output.keep_metadata:
-            self.summary.notes += [(job.source, problem) for problem in image.metadata.problems]
+        self.summary.notes += [(job.source, note) for note in _notes(job, image)]
         self.bar.done(job.source.name)
         self.writers.submit(facts, (1 + len(others)) * height * width, write)
 
@@ -237,6 +236,14 @@ def _cannot_be_written(job: RestoreJob, image: LoadedImage, output: OutputSettin
     except ValueError as error:
         return ValueError(f"{error} (--format)")
     return None
+
+
+def _notes(job: RestoreJob, image: LoadedImage) -> list[str]:
+    """What may make the output look different: damage beside the pixels (the orientation is there), a lost profile."""
+    notes = list(image.metadata.problems)
+    if image.icc_profile and not holds_profile(job.target.suffix, grey=image.was_grey):
+        notes.append(f"the colour profile was left out: {job.target.suffix} has no place for it")
+    return notes
 
 
 def _save(path: Path, sr: Tensor, image: LoadedImage, output: OutputSettings) -> None:

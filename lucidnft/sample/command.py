@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from lucidnft.sample.arguments import parse_args
@@ -24,6 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     # Only now the libraries that take seconds to load: --help and typing mistakes answer at once.
     from lucidnft.sample.processes import join_processes
 
+    warnings.filterwarnings(
+        "ignore", module=r"PIL\b"
+    )  # they name no file; what they are about is reported by name
     processes = join_processes()
     try:
         status = _run(args, processes)

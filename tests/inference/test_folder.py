@@ -72,6 +72,51 @@ def test_a_colour_profile_is_kept(tmp_path):
     assert image.icc_profile == profile
 
 
+def test_what_an_output_lacks_is_noted(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (4, 3)).save(tmp_path / "in" / "b.png", icc_profile=profile)
+    Image.new("RGB", (4, 3)).save(tmp_path / "in" / "c.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    batches = plan_batches(plan_jobs(tmp_path / "in", tmp_path / "out", image_format="bmp"), 1)
+    notes = {path.name: note for path, note in restore_files(batches, doubled, progress=False).notes}
+    assert notes["b.png"] == "the colour profile was left out: .bmp has no place for it"
+    assert notes["c.jpg"].startswith("EXIF was left out") and set(notes) == {"b.png", "c.jpg"}
+
+
+def test_alpha_that_the_format_cannot_hold_is_refused_before_the_network(tmp_path):
+    touch(tmp_path / "in", "a.png")
+    Image.new("RGBA", (4, 3)).save(tmp_path / "in" / "b.png")
+    seen = []
+
+    def watched(lr, keys):
+        seen.extend(keys)
+        return doubled(lr, keys)
+
+    batches = plan_batches(plan_jobs(tmp_path / "in", tmp_path / "out", image_format="jpeg"), 2)
+    summary = restore_files(batches, watched, progress=False)
+    assert seen == ["a"] and "jpeg holds no alpha" in summary.failed[0][1]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "webp", "bmp", "tif", "png"])
+def test_sixteen_bits_stay_where_the_format_has_them(tmp_path, extension):
+    source = tmp_path / "d.png"
+    Image.fromarray(np.array([[2563, 60000]], np.uint16)).save(source)
+    job = RestoreJob(source, tmp_path / "out" / f"d.{extension}")
+    assert restore_files(plan_batches([job], 1), doubled, progress=False).failed == []
+    assert read_image(job.target).bit_depth == (16 if extension in ("tif", "png") else 8)
+
+
+def test_metadata_is_copied_when_asked_for_and_only_then(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 3)).save(tmp_path / "in" / "a.png", exif=exif)
+    for keep in (False, True):
+        run(tmp_path, output=OutputSettings(keep_metadata=keep))
+        with Image.open(tmp_path / "out" / "a.png") as image:
+            assert (image.getexif().get(0x010F) == "a camera") is keep
+
+
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_failures_are_recorded_and_the_rest_go_on(tmp_path, batch_size):
     touch(tmp_path / "in", "a.png", "b.png", "c.png", "d.png", "e.png")
