@@ -89,9 +89,15 @@ class Policy:
     def folded(self, role: Role) -> Iterator[None]:
         """A region of many passes of one role without gradients, in which a pass costs what the base costs.
 
-        It changes nothing for LoRA on base weights that are not float32.
+        It changes nothing for LoRA on base weights that are not float32, nor inside a region of the same role: a
+        long run may fold once around all its images.
+
+        Raises:
+            RuntimeError: another role is folded in already.
         """
-        if role is Role.REFERENCE or not self.trainable.can_fold:
+        if self._folded not in (None, role):
+            raise RuntimeError(f"{role} cannot be folded in while {self._folded} is")
+        if self._folded is role or role is Role.REFERENCE or not self.trainable.can_fold:
             yield
             return
         with torch.no_grad(), self.trainable.folded(role.value):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lucidnft.backbones.adapters import LoraSettings, adapter_parameters
+from lucidnft.inference import restore
 from lucidnft.policy import Policy, Role
 from lucidnft.records import ImageBatch
 from lucidnft.rollout import RolloutConfig, generate_rollout
@@ -170,6 +171,22 @@ def test_folding_ends_with_an_error_too_and_refuses_other_roles(backbone):
             call()
         assert all(torch.equal(p, before[n]) for n, p in base_weights(backbone).items())
         assert policy(*arguments, Role.CURRENT).requires_grad
+
+
+def test_folding_within_a_fold_changes_nothing(backbone):
+    policy = moved_policy(backbone)
+    lr = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    alone = restore(policy, lr, num_inference_steps=1)
+    before = {name: value.clone() for name, value in backbone.network.state_dict().items()}
+    with policy.folded(Role.CURRENT):
+        for _ in range(2):
+            assert torch.equal(restore(policy, lr, num_inference_steps=1), alone)
+        with (
+            pytest.raises(RuntimeError, match="OLD cannot be folded in while Role.CURRENT is"),
+            policy.folded(Role.OLD),
+        ):
+            pass
+    assert all(torch.equal(value, before[name]) for name, value in backbone.network.state_dict().items())
 
 
 def test_half_precision_weights_are_not_folded(backbone):
