@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from lucidnft.inference.tile_memory import (
     tiles_at_once,
 )
 from lucidnft.inference.tiled_images import SolveSettings, TiledImages, backbone_of, tile_unit
+from lucidnft.inference.whole_images import check_whole_image, whole_image_bytes
 from lucidnft.policy import Policy
 
 AlignTo = Literal["lr", "pre_restored"]
@@ -58,7 +60,7 @@ class Restoration:
         unit = tile_unit(backbone_of(self.policy_or_backbone), self.native)
         layout = plan.layout(height, width, unit)
         images_at_once = plan.at_once if layout.is_whole else 1
-        parts = []
+        out: Tensor | None = None
         for start in range(0, len(keys), images_at_once):
             rows = slice(start, start + images_at_once)
             try:
@@ -78,8 +80,23 @@ class Restoration:
                     stacklevel=2,
                 )
                 part = self.run(lr[rows], seen[rows], keys[rows], smaller)
-            parts.append(part)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            if len(part) == len(keys):
+                return part
+            out = part.new_empty(len(keys), *part.shape[1:]) if out is None else out
+            out[rows] = part
+            del part
+        assert out is not None
+        return out
+
+    def check_memory(self, seen: Tensor) -> None:
+        """Raise an ImageTooLargeError when no plan would do: not even the tensors of one whole image fit."""
+        native_size = self._padded_size(seen)
+        need = whole_image_bytes(
+            backbone_of(self.policy_or_backbone).latent_spec.grid(*native_size), native_size, self.size,
+            num_images=len(seen), solver=self.solve.solver, fidelity=self.solve.fidelity,
+            align_method=self.align_method, keeps_style=self.align_to == "pre_restored",
+        )  # fmt: skip
+        check_whole_image(self.size, need, seen.device)
 
     def fit(self, seen: Tensor, plan: TilePlan) -> TilePlan:
         """The plan with tiles, and as many at once, that fit into the memory that is free now."""
@@ -118,18 +135,24 @@ class Restoration:
         style = None
         if self.align_to == "pre_restored":
             style = resize(images.pre_restored()[:, :, :height, :width], self.size)
-        noise = torch.stack([self.noise_fn(images.latent_shape, self.seed, key) for key in keys])
-        x_0 = images.solve(noise.to(lr.device), self.solve)
-        del noise
+        draw = partial(self._noise, images.latent_shape, keys, lr.device)
+        x_0 = images.solve(draw, self.solve)
         check_finite(x_0, keys)
-        sr = resize(images.decode(x_0)[:, :, :height, :width], self.size)
-        del x_0
+        decoded = images.decode(x_0)
+        del x_0, images, padded
+        sr = decoded.clamp_(0, 1)
+        if sr.shape[2:] != self.size:  # else `resize` would be one copy more of the image
+            sr = resize(sr[:, :, :height, :width], self.size)
+        del decoded
         if self.align_method != "nofix":
             style = resize(lr, self.size) if style is None else style
-            sr = COLOR_FIXES[self.align_method](sr, style)
-        sr = sr.clamp(0, 1)
+            sr = COLOR_FIXES[self.align_method](sr, style).clamp_(0, 1)
         check_finite(sr, keys)
         return sr
+
+    def _noise(self, shape: tuple[int, int, int], keys: Sequence[str], device: torch.device) -> Tensor:
+        noise = [self.noise_fn(shape, self.seed, key)[None] for key in keys]
+        return (noise[0] if len(noise) == 1 else torch.cat(noise)).to(device)
 
 
 def check_finite(values: Tensor, keys: Sequence[str]) -> None:

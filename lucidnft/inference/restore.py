@@ -81,6 +81,7 @@ def restore(
 
     Raises:
         ValueError: an argument is out of range, or the result is not finite (the image is named).
+        ImageTooLargeError: (a MemoryError) an image so large that no tiles would help; nothing was begun.
         torch.OutOfMemoryError, MemoryError: the smallest tiles do not fit, or tile_size is None.
     """
     backbone = backbone_of(policy_or_backbone)
@@ -98,6 +99,7 @@ def restore(
         align_to, seed, noise_fn,
     )  # fmt: skip
     seen = _enlarged(lr, native, process_size)
+    restoration.check_memory(seen)
     plan = TilePlan(
         None if tile_size == "auto" else tile_size, tile_overlap, batch_size, tile_size is not None
     )

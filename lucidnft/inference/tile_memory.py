@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,12 +109,19 @@ def bytes_per_pixel(device: torch.device, probe: Callable[[], int]) -> float:
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated on a GPU, or on this machine within the limit of its control group.
 
+    Processes that a launcher started on this machine share its memory evenly: each is told of its part.
+
     Raises:
         OSError: the machine does not say (only Linux does).
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun and accelerate
+    return _free_on_machine() // processes
+
+
+def _free_on_machine() -> int:
     free = int(_fields("/proc/meminfo")["MemAvailable:"]) * 1024
     group = Path("/sys/fs/cgroup")
     limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"

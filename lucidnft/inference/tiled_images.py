@@ -23,11 +23,13 @@ from lucidnft.flow.conversions import velocity_to_x0
 from lucidnft.flow.solvers import ODE_SOLVERS, times_like
 from lucidnft.inference.group_norms import GivenGroupNorms, RecordedGroupNorms
 from lucidnft.inference.tiling import TileLayout
+from lucidnft.inference.whole_images import known_free_memory
 from lucidnft.policy import Policy, Role
 from lucidnft.records import Condition
 
 CONDITION_BYTES = 2 * 2**30
-"""Conditions of tiles up to this size are kept from step to step; those beyond it are encoded again at each."""
+"""Conditions of tiles up to this size, and to a quarter of the free memory, are kept from step to step; those beyond
+it are encoded again at each."""
 
 
 def backbone_of(policy_or_backbone: Policy | Backbone) -> Backbone:
@@ -81,14 +83,18 @@ class TiledImages:
         self._chunks = [places[i : i + tiles_at_once] for i in range(0, len(places), tiles_at_once)]
         self._kept: dict[int, Condition] = {}
         self._kept_bytes = 0
+        free = None if layout.is_whole else known_free_memory(lr.device)
+        self._may_keep = CONDITION_BYTES if free is None else min(CONDITION_BYTES, free // 4)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one image's latent."""
         return self.backbone.latent_spec.grid(self.lr.shape[2] * self.native, self.lr.shape[3] * self.native)
 
-    def solve(self, noise: Tensor, settings: SolveSettings) -> Tensor:
-        """noise (B, C, h, w) -> x_0 of the same shape.
+    def solve(self, draw: Callable[[], Tensor], settings: SolveSettings) -> Tensor:
+        """The latents x_0 (B, C, h, w) of the images.  Conditions that were kept are given up at the end.
+
+        draw: gives the noise (B, C, h, w), once; a function, for a tensor held here would stay beside the solver's.
 
         The time grid is that of a tile: the shift of some backbones' grids belongs to what the network sees at once.
         Fidelity moves the drawn latents towards their expectation given the LR image: detail that the draw made up
@@ -100,10 +106,19 @@ class TiledImages:
         if isinstance(self.policy_or_backbone, Policy):
             region = self.policy_or_backbone.folded(Role.CURRENT)
         with region:
-            if settings.fidelity == 1:
-                return self._expectation(noise)
-            x_0 = ODE_SOLVERS[settings.solver](self._velocity, noise, grid).x_0
-            return x_0 if settings.fidelity == 0 else x_0.lerp(self._expectation(noise), settings.fidelity)
+            x_0 = self._solved(draw, settings, grid)
+        self._kept.clear()
+        return x_0
+
+    def _solved(self, draw: Callable[[], Tensor], settings: SolveSettings, grid: Tensor) -> Tensor:
+        solver = ODE_SOLVERS[settings.solver]
+        if settings.fidelity == 0:
+            return solver(self._velocity, draw(), grid).x_0
+        noise = draw()
+        if settings.fidelity == 1:
+            return self._expectation(noise)
+        x_0 = solver(self._velocity, noise, grid).x_0
+        return x_0.lerp_(self._expectation(noise), settings.fidelity)
 
     def decode(self, x_0: Tensor) -> Tensor:
         """x_0 (B, C, h, w) -> images (B, 3, H, W) in [0, 1].
@@ -148,8 +163,10 @@ class TiledImages:
         opposite is without.
         """
         t = times_like(1.0, noise)
-        ends = [velocity_to_x0(x_t, self._velocity(x_t, t), t) for x_t in (noise, -noise)]
-        return (ends[0] + ends[1]) / 2
+        total = velocity_to_x0(noise, self._velocity(noise, t), t)
+        opposite = -noise
+        total += velocity_to_x0(opposite, self._velocity(opposite, t), t)
+        return total.div_(2)
 
     def _velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
         def of_tiles(parts: Tensor, chunk: int) -> Tensor:
@@ -168,7 +185,7 @@ class TiledImages:
         parts = torch.cat([tiles[place].cut(self.lr) for place in self._chunks[chunk]])
         condition = self.backbone.encode_condition(parts.to(self.backbone.device), upscale=self.native)
         size = sum(value.nbytes for value in condition.fields.values())
-        if len(self._chunks) == 1 or self._kept_bytes + size <= CONDITION_BYTES:
+        if len(self._chunks) == 1 or self._kept_bytes + size <= self._may_keep:
             self._kept[chunk] = condition if self.layout.is_whole else condition.to(self.lr.device)
             self._kept_bytes += size
         return condition
