@@ -29,8 +29,8 @@ def prepare_for_restoring(
     Args:
         policy_or_backbone: of any kind.
         dtype: "fp32" keeps the dtype of the weights.  "auto" is bf16 on a GPU that computes in it, for every backbone
-            but the tiny one, whose images should be the same everywhere; on a CPU fp32, for without instructions of
-            their own bf16 products take several times as long (docs/benchmarks.md).
+            but the tiny one, whose images should be the same everywhere; on a CPU fp32, where processors
+            without instructions of their own for bf16 take several times as long for it.
         compile: the repeated blocks of a transformer, all of the tiny network.  Minutes once per process and size
             of tile or image, so for tiles or images of one size.
 
