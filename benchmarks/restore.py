@@ -18,8 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,13 @@ from lucidnft.backbones.dit4sr_config import DiT4SRBackboneConfig
 from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.tiny import TinyBackbone
 from lucidnft.data.bundled import HELD_OUT_PHOTOGRAPHS, photograph_paths
+from lucidnft.environment import git_commit
 from lucidnft.images import read_image, resize, save_image
 from lucidnft.inference import restore
+from lucidnft.inference.batching import plan_batches
+from lucidnft.inference.folder import RestoredImage, restore_files
+from lucidnft.inference.jobs import RestoreJob
 from lucidnft.inference.speed_settings import prepare_for_restoring
-from lucidnft.training.run_folder import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 UPSCALE = 4
@@ -77,22 +79,13 @@ def ours(
     backbone: Backbone, files: list[Path], output: Path, options: dict[str, Any], batch_size: int
 ) -> None:
     """What the command does with a folder of images of one size."""
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
-        coming = [readers.submit(read_image, file) for file in batches[0]]
-        written = []
-        for number, batch in enumerate(batches):
-            lr = torch.stack([image.result().rgb for image in coming])
-            following = batches[number + 1] if number + 1 < len(batches) else []
-            coming = [readers.submit(read_image, file) for file in following]
-            names = [file.stem for file in batch]
-            sr = restore(backbone, lr, keys=names, batch_size=batch_size, **options).cpu()
-            written += [
-                writers.submit(save_image, output / file.name, image)
-                for file, image in zip(batch, sr, strict=True)
-            ]
-        for done in written:
-            done.result()
+
+    def restore_images(lr: torch.Tensor, keys: Sequence[str]) -> list[RestoredImage]:
+        restored = restore(backbone, lr, keys=keys, batch_size=batch_size, **options)
+        return [RestoredImage(sr) for sr in restored]
+
+    jobs = [RestoreJob(file, output / file.name) for file in files]
+    restore_files(plan_batches(jobs, batch_size), restore_images, progress=False)
 
 
 def measure(call: Callable[[], None], device: torch.device) -> tuple[float, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from lucidnft.sample.arguments import parse_args
@@ -82,6 +83,7 @@ def restore_share(
     """Restore the files of this process; what became of them, and why it stopped early if it did."""
     from lucidnft.environment import environment
     from lucidnft.inference.folder import RestoreSummary, restore_files
+    from lucidnft.policy import Policy, Role
     from lucidnft.sample.manifest import Manifest, other_settings
 
     if args.skip_existing and processes.is_main:
@@ -89,10 +91,11 @@ def restore_share(
         if different:
             print(f"sample.py: outputs that are there were made with {'; '.join(different)}", file=sys.stderr)
     written = RestoreSummary()
+    # an adapter is added to its base once, not for every image
+    fold = work.policy.folded(Role.CURRENT) if isinstance(work.policy, Policy) else nullcontext()
+    facts = environment(work.device, processes.count)
     try:
-        with Manifest(
-            work.output_dir, work.settings, environment(work.device, processes.count), work.part
-        ) as manifest:
+        with fold, Manifest(work.output_dir, work.settings, facts, work.part) as manifest:
             restore_files(
                 work.batches, work.restore_images, work.output, skip_existing=args.skip_existing,
                 progress=processes.is_main, record=manifest.add, summary=written,

@@ -21,16 +21,15 @@ from lucidnft.checkpoint import save_text
 from lucidnft.evaluation.cache import ScoreCache, score_key
 from lucidnft.evaluation.evaluator import BAR_FORMAT, plan_workers
 from lucidnft.evaluation.metrics import (
-    Metric,
+    MetricInfo,
     MetricSpec,
     UnavailableMetric,
-    build_metric,
     check_names,
     settings_of,
 )
 from lucidnft.evaluation.pairing import Case, Problem, file_digest, printable
 from lucidnft.evaluation.protocols import PROTOCOLS, decimals_of
-from lucidnft.evaluation.scoring import Job, score_jobs
+from lucidnft.evaluation.scoring import Job, Scorer
 from lucidnft.evaluation.tables import interval
 from lucidnft.statistics import mean_interval
 
@@ -98,7 +97,8 @@ def check_metrics(names: Sequence[str]) -> list[UnavailableMetric]:
     Raises:
         ValueError: a metric needs what restoring does not have, such as an HR image.
     """
-    return _load(names, "cpu")[1]
+    with Scorer([_spec(name) for name in names], ["cpu"], workers=1) as scorer:
+        return _described(scorer, progress=False)[1]
 
 
 def name_pairs(pairs: Sequence[tuple[Path, Path]], output_dir: Path) -> list[NamedPair]:
@@ -154,15 +154,29 @@ def score_outputs(
     if twice:
         raise ValueError(f"{len(twice)} name(s) stand for several outputs, e.g. {twice[0]!r}")
     devices, workers = plan_workers(str(device), workers)
-    metrics, unavailable = _load(names, devices[0])
-    directions = {name: metric.lower_is_better for name, metric in metrics.items()}
-    result = OutputScores(lower_is_better=directions, unavailable=unavailable)
+    with Scorer([_spec(name) for name in names], devices, workers) as scorer:
+        metrics, unavailable = _described(scorer, progress)
+        directions = {name: metric.lower_is_better for name, metric in metrics.items()}
+        result = OutputScores(lower_is_better=directions, unavailable=unavailable)
+        if metrics:
+            _fill(result, pairs, metrics, scorer, cache, progress)
+    result.problems.sort(key=lambda problem: (problem.stem, problem.reason))
+    return result
+
+
+def _fill(
+    result: OutputScores,
+    pairs: Sequence[NamedPair],
+    metrics: dict[str, MetricInfo],
+    scorer: Scorer,
+    cache: Path,
+    progress: bool,
+) -> None:
     with ScoreCache(cache) as kept:
         jobs, keys = _plan(pairs, metrics, kept, result)
-        specs = [_spec(name) for name in metrics]
         bar = tqdm(total=len(jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress)
         with bar:
-            for done in score_jobs(jobs, metrics, specs, devices, workers):
+            for done in scorer.score(jobs):
                 stem = done.job.case.stem
                 kept.add((keys[stem][name], name, stem, score) for name, score in done.scores.items())
                 result.num_computed += len(done.scores)
@@ -175,8 +189,6 @@ def score_outputs(
                 for name, value in found.items()
                 if value is not None
             ]
-    result.problems.sort(key=lambda problem: (problem.stem, problem.reason))
-    return result
 
 
 def write_scores_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -193,14 +205,14 @@ def _spec(name: str) -> MetricSpec:
     return MetricSpec(name, settings_of(name, PROTOCOLS["rgb"]))  # protocols fix metrics with an HR image
 
 
-def _load(names: Sequence[str], device: str) -> tuple[dict[str, Metric], list[UnavailableMetric]]:
+def _described(scorer: Scorer, progress: bool) -> tuple[dict[str, MetricInfo], list[UnavailableMetric]]:
+    """Metrics that can be computed, by name, and those that cannot; see `check_metrics` for errors."""
     metrics, unavailable = {}, []
-    for name in names:
-        metric = build_metric(_spec(name), device)
+    for metric in scorer.describe(progress):
         if isinstance(metric, UnavailableMetric):
             unavailable.append(metric)
         else:
-            metrics[name] = metric
+            metrics[metric.name] = metric
     lacking = {name: sorted(metric.needs - {"lr"}) for name, metric in metrics.items()}
     refused = [f"'{name}' needs {' and '.join(needs)}" for name, needs in lacking.items() if needs]
     if refused:
@@ -212,7 +224,7 @@ def _load(names: Sequence[str], device: str) -> tuple[dict[str, Metric], list[Un
 
 
 def _plan(
-    pairs: Sequence[NamedPair], metrics: dict[str, Metric], kept: ScoreCache, result: OutputScores
+    pairs: Sequence[NamedPair], metrics: dict[str, MetricInfo], kept: ScoreCache, result: OutputScores
 ) -> tuple[list[Job], dict[str, dict[str, str]]]:
     """Jobs for the scores that are not kept yet, and the name of every score in the cache by image and metric."""
     jobs: list[Job] = []

@@ -22,6 +22,7 @@ from lucidnft.inference.device import move_to
 from lucidnft.inference.folder import OutputSettings, RestoredImage, RestoreFunction
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
 from lucidnft.inference.sizes import asked_size
+from lucidnft.inference.speed_settings import prepare_for_restoring
 from lucidnft.policy import Policy, Role
 from lucidnft.sample.candidates import Candidates, build_candidates
 from lucidnft.sample.checks import Checks, plan_checks
@@ -48,6 +49,7 @@ class Work:
     output_dir: Path
     jobs: list[RestoreJob]  # of all processes that were launched together
     batches: list[Batch]  # the share of this one
+    policy: Policy | Backbone
     restore_images: RestoreFunction
     output: OutputSettings
     settings: dict[str, Any]  # for the manifest
@@ -76,6 +78,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
     base = base_section(args.base_config) if args.base_config else None
     loaded = load_policy(args.checkpoint, model_name_or_path=args.model_name_or_path, base=base)
     policy = move_to(loaded, device)
+    prepare_for_restoring(policy, dtype=args.dtype, compile=args.compile)
     settings = {name: value for name, value in sorted(vars(args).items()) if name not in LEFT_OUT}
     settings["weights"] = _weights(policy)
     output = OutputSettings(
@@ -91,6 +94,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
         output_dir,
         jobs,
         share_of(batches, processes.index, processes.count),
+        policy,
         restore_images,
         output,
         settings,

@@ -94,16 +94,16 @@ def test_only_what_changed_is_computed_again(pairs, tmp_path):
 
 
 def test_what_was_scored_before_a_kill_is_kept(pairs, tmp_path, monkeypatch):
-    real, seen = module.score_jobs, []
+    real, seen = module.Scorer.score, []
 
-    def killed(*arguments):
-        for done in real(*arguments):
+    def killed(scorer, jobs):
+        for done in real(scorer, jobs):
             if seen:
                 raise KeyboardInterrupt
             seen.append(done)
             yield done
 
-    monkeypatch.setattr(module, "score_jobs", killed)
+    monkeypatch.setattr(module.Scorer, "score", killed)
     with pytest.raises(KeyboardInterrupt):
         score(pairs, tmp_path)
     monkeypatch.undo()
