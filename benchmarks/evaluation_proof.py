@@ -19,10 +19,10 @@ from statistics import fmean
 import pyiqa
 import torch
 
+from lucidnft.environment import git_commit
 from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.settings import parse_evaluation
 from lucidnft.images import list_images
-from lucidnft.training.run_folder import git_commit
 
 ON_LUMINANCE = {"test_y_channel": True, "color_space": "ycbcr"}
 OPTIONS = {"psnr": ON_LUMINANCE, "ssim": ON_LUMINANCE}
