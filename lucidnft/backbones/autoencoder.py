@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +33,14 @@ class Autoencoder:
             raise ValueError(f"posterior is {posterior!r}, expected one of {', '.join(get_args(Posterior))}")
         self.vae = vae.requires_grad_(False).eval()
         self.posterior = posterior
+        self._given_noise: Tensor | None = None
         self.scale = float(vae.config["scaling_factor"])
         self.shift = float(vae.config["shift_factor"] or 0.0)  # null in configurations of VAEs without one
+
+    @property
+    def draws(self) -> bool:
+        """Whether latents are drawn."""
+        return self.posterior == "sample"
 
     @property
     def channels(self) -> int:
@@ -64,23 +72,54 @@ class Autoencoder:
         """Images (B, 3, H, W) in [0, 1] -> latents (B, C, h, w) float32.
 
         A sample of the posterior is drawn with noise that is a function of the image, or of the row of `keys`
-        (B, ...) where the images were made from something: it depends on nothing else in the batch.
+        (B, ...) where the images were made from something: it depends on nothing else in the batch.  Inside
+        `given_noise` it is that.
+
+        Raises:
+            ValueError: given noise of another shape than the latents.
         """
         parameter = next(self.vae.encoder.parameters())
         distribution = self.vae.encode((2 * images - 1).to(parameter), return_dict=False)[0]
         latents = distribution.mean.float()
-        if self.posterior == "sample":
-            digests = [_digest(row) for row in (images if keys is None else keys)]
-            generators = [generator_for(0, "posterior", digest) for digest in digests]
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+        if self.draws:
+            noise = self._given_noise
+            if noise is None:
+                shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+                noise = torch.stack([self.noise(row, shape) for row in (images if keys is None else keys)])
+            if noise.shape != latents.shape:
+                raise ValueError(
+                    f"noise of {tuple(noise.shape)} was given for latents of {tuple(latents.shape)}"
+                )
             latents = latents + distribution.std.float() * noise.to(latents)
         return (latents - self.shift) * self.scale
+
+    def noise(self, key: Tensor, shape: tuple[int, int, int]) -> Tensor:
+        """Of a sample of the posterior of shape (C, h, w): a function of the values of `key`, on the CPU."""
+        return torch.randn(shape, generator=generator_for(0, "posterior", _digest(key)))
+
+    @contextmanager
+    def given_noise(self, noise: Tensor) -> Iterator[None]:
+        """Inside, every call of `encode` draws with this noise (B, C, h, w): for parts of one image."""
+        before, self._given_noise = self._given_noise, noise
+        try:
+            yield
+        finally:
+            self._given_noise = before
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> (B, 3, H, W) float32 clamped to [0, 1]."""
         latents = x_0 / self.scale + self.shift
         images = self.vae.decode(latents.to(next(self.vae.decoder.parameters())), return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+@runtime_checkable
+class DrawsImages(Protocol):
+    """A backbone whose conditions come from this autoencoder."""
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """It may draw, or take the mean."""
 
 
 def _digest(image: Tensor) -> str:

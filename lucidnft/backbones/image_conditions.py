@@ -64,6 +64,15 @@ class ImageConditions:
         finally:
             self.to("cpu")
 
+    @contextmanager
+    def without_store(self) -> Iterator[None]:
+        """Inside, nothing is kept or looked up: for fields that depend on more than `identity` and the image."""
+        store, self.store = self.store, None
+        try:
+            yield
+        finally:
+            self.store = store
+
     @torch.no_grad()
     def fields(
         self, lr: Tensor, *, upscale: int, device: torch.device, encode: EncodeOne

@@ -2,13 +2,14 @@
 
 A group norm subtracts a mean over the whole image.  An autoencoder that sees a tile subtracts the tile's, so flat
 tiles come out with another contrast and tint than their neighbours, however wide they overlap.  Here every group norm
-gets its statistics from one pass over a small version of the whole image instead, so that all tiles go through one and
-the same function.  Which networks hold group norms does not matter: the calls are counted, in the order they come.
+gets its statistics from elsewhere instead, e.g. from one pass over a small version of the whole image, so that all
+tiles go through one and the same function.  Which networks hold group norms does not matter: the calls are counted, in
+the order they come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +52,22 @@ class GivenGroupNorms(TorchFunctionMode):
         if func is F.group_norm:
             given = next(self._left, None)
             if given is None:
-                raise RuntimeError("a tile needs more group norms than the small version of its image did")
+                raise RuntimeError(
+                    "a tile needs more group norms than what their statistics were recorded from"
+                )
             mean, variance = given
             return _normalise(mean, variance, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def pooled(parts: Sequence[list[Statistics]]) -> list[Statistics]:
+    """The statistics of parts of one size, each call's, as those of all parts together."""
+    together = []
+    for call in zip(*parts, strict=True):
+        means = torch.stack([mean for mean, _ in call])
+        variances = torch.stack([variance for _, variance in call])
+        together.append((means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)))
+    return together
 
 
 def _normalise(

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lucidnft.backbones.autoencoder import DrawsImages
 from lucidnft.backbones.base import Backbone
 from lucidnft.images import resize
 from lucidnft.inference.color_fix import COLOR_FIXES, AlignMethod
@@ -90,11 +91,12 @@ class Restoration:
 
     def check_memory(self, seen: Tensor) -> None:
         """Raise an ImageTooLargeError when no plan would do: not even the tensors of one whole image fit."""
-        native_size = self._padded_size(seen)
+        native_size, backbone = self._padded_size(seen), backbone_of(self.policy_or_backbone)
         need = whole_image_bytes(
-            backbone_of(self.policy_or_backbone).latent_spec.grid(*native_size), native_size, self.size,
+            backbone.latent_spec.grid(*native_size), native_size, self.size,
             num_images=len(seen), solver=self.solve.solver, fidelity=self.solve.fidelity,
             align_method=self.align_method, keeps_style=self.align_to == "pre_restored",
+            draws_conditions=isinstance(backbone, DrawsImages) and backbone.autoencoder.draws,
         )  # fmt: skip
         check_whole_image(self.size, need, seen.device)
 

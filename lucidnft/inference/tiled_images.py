@@ -3,8 +3,8 @@
 Tiles that are solved one by one end in different drawings, and no blending hides where they meet.  Here there is one
 latent for the whole image, started from one draw of noise; at each time of the solve the tiles only give velocities,
 which are averaged with weights that fade towards a tile's border (MultiDiffusion, arXiv 2302.08113, and the Mixture of
-Diffusers, arXiv 2302.02412).  A tile's condition is encoded from its part of the LR image alone, so a backbone that
-sums an image up (LucidFlux's SigLIP tokens) sums up the tile.
+Diffusers, arXiv 2302.02412).  A tile's condition is encoded from its part of the LR image, so a backbone that sums an
+image up (LucidFlux's SigLIP tokens) sums up the tile.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lucidnft.backbones.base import Backbone
 from lucidnft.flow.conversions import velocity_to_x0
 from lucidnft.flow.solvers import ODE_SOLVERS, times_like
 from lucidnft.inference.group_norms import GivenGroupNorms, RecordedGroupNorms
+from lucidnft.inference.tile_conditions import TileConditions
 from lucidnft.inference.tiling import TileLayout
 from lucidnft.inference.whole_images import known_free_memory
 from lucidnft.policy import Policy, Role
@@ -81,6 +82,7 @@ class TiledImages:
         self.latent_cells = self.unit // self.backbone.latent_spec.downscale
         places = list(range(len(layout)))
         self._chunks = [places[i : i + tiles_at_once] for i in range(0, len(places), tiles_at_once)]
+        self._tiles = TileConditions(self.backbone, lr, native=native, unit=self.unit, layout=layout)
         self._kept: dict[int, Condition] = {}
         self._kept_bytes = 0
         free = None if layout.is_whole else known_free_memory(lr.device)
@@ -108,6 +110,7 @@ class TiledImages:
         with region:
             x_0 = self._solved(draw, settings, grid)
         self._kept.clear()
+        self._tiles.release()
         return x_0
 
     def _solved(self, draw: Callable[[], Tensor], settings: SolveSettings, grid: Tensor) -> Tensor:
@@ -181,9 +184,10 @@ class TiledImages:
         """Of a chunk of tiles, on the backbone's device."""
         if chunk in self._kept:
             return self._kept[chunk].to(self.backbone.device)
-        tiles = self.layout.tiles(self.unit // self.native)
-        parts = torch.cat([tiles[place].cut(self.lr) for place in self._chunks[chunk]])
-        condition = self.backbone.encode_condition(parts.to(self.backbone.device), upscale=self.native)
+        if self.layout.is_whole:
+            condition = self.backbone.encode_condition(self.lr.to(self.backbone.device), upscale=self.native)
+        else:
+            condition = self._tiles.encode(self._chunks[chunk])
         size = sum(value.nbytes for value in condition.fields.values())
         if len(self._chunks) == 1 or self._kept_bytes + size <= self._may_keep:
             self._kept[chunk] = condition if self.layout.is_whole else condition.to(self.lr.device)

@@ -36,6 +36,7 @@ def whole_image_bytes(
     fidelity: float,
     align_method: str,
     keeps_style: bool,
+    draws_conditions: bool = False,
 ) -> int:
     """Peak bytes of the tensors that span one image while it is restored in tiles, without its tiles.
 
@@ -46,11 +47,13 @@ def whole_image_bytes(
         num_images: whose outputs are returned together.
         solver, fidelity, align_method: as in `restore`.
         keeps_style: whether the colours are taken from an image that is made before the solve.
+        draws_conditions: whether the conditions of its tiles share a draw, which is as large as the latent.
     """
     of_latent, made, out = (4 * math.prod(shape) for shape in (latent, (3, *native_size), (3, *size)))
     states = SOLVER_LATENTS[solver]
     if fidelity > 0:  # the noise is kept for the expectation, at which the drawn latents are kept
         states = EXPECTATION_LATENTS if fidelity == 1 else max(states, EXPECTATION_LATENTS) + 1
+    states += draws_conditions
     stages = (states * of_latent, of_latent + made, made + out if native_size != size else made)
     kept = out if keeps_style else 0
     results = out * num_images if num_images > 1 else 0

@@ -63,6 +63,7 @@ def test_every_output_of_a_call_counts_and_so_does_each_stage():
     assert need() == 4 * image and need(solver="dpm2") == 7 * image
     assert need(fidelity=0.5, solver="dpm2") == 8 * image and need(fidelity=1.0) == 6 * image
     assert need(keeps_style=True, align_method="adain") == 5 * image
+    assert need(draws_conditions=True) == 5 * image and need(fidelity=1.0, draws_conditions=True) == 7 * image
     options = {"solver": "euler", "fidelity": 0.0, "keeps_style": False}
     small = whole_image_bytes((16, 192, 192), SIZE, SIZE, num_images=1, align_method="nofix", **options)
     assert small < 1.1 * image  # a latent is small
