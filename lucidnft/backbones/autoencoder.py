@@ -122,6 +122,24 @@ class DrawsImages(Protocol):
         """It may draw, or take the mean."""
 
 
+@contextmanager
+def vae_in_one_piece(backbone: object) -> Iterator[None]:
+    """Inside, the VAE neither tiles nor slices (`vae_tiling`, `vae_slicing`): its caller cuts images by itself.
+
+    A backbone without a VAE is left as it is.
+    """
+    vae = getattr(backbone, "vae", None)
+    if vae is None:
+        yield
+        return
+    before = vae.use_tiling, vae.use_slicing
+    vae.use_tiling = vae.use_slicing = False
+    try:
+        yield
+    finally:
+        vae.use_tiling, vae.use_slicing = before
+
+
 def _digest(image: Tensor) -> str:
     """A hash of the pixels, the same on every device; of nothing on the meta device, which has no pixels."""
     if image.is_meta:

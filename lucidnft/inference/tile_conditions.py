@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from lucidnft.backbones.autoencoder import DrawsImages
+from lucidnft.backbones.autoencoder import DrawsImages, vae_in_one_piece
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.image_conditions import EncodesImages
 from lucidnft.inference.group_norms import GivenGroupNorms, RecordedGroupNorms, Statistics, pooled
@@ -87,7 +87,8 @@ class TileConditions:
         return self._noise
 
     def _encoded(self, lr: Tensor) -> Condition:
-        return self.backbone.encode_condition(lr, upscale=self.native)
+        with vae_in_one_piece(self.backbone):
+            return self.backbone.encode_condition(lr, upscale=self.native)
 
     def _cut(self, tile: Tile) -> Tensor:
         return tile.cut(self.lr).to(self.backbone.device)

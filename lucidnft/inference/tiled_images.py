@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lucidnft.backbones.autoencoder import vae_in_one_piece
 from lucidnft.backbones.base import Backbone
 from lucidnft.flow.conversions import velocity_to_x0
 from lucidnft.flow.solvers import ODE_SOLVERS, times_like
@@ -133,11 +134,11 @@ class TiledImages:
         rows, columns = (side // self.latent_cells for side in x_0.shape[2:])
         shrink = min(1.0, math.sqrt(self.layout.height * self.layout.width / (rows * columns)))
         small = tuple(max(1, math.floor(side * shrink)) * self.latent_cells for side in (rows, columns))
-        with RecordedGroupNorms() as recorded:
+        with vae_in_one_piece(self.backbone), RecordedGroupNorms() as recorded:
             self.backbone.decode(F.interpolate(x_0, size=small, mode="nearest").to(self.backbone.device))
 
         def of_tiles(parts: Tensor, _: int) -> Tensor:
-            with GivenGroupNorms(recorded.statistics):
+            with vae_in_one_piece(self.backbone), GivenGroupNorms(recorded.statistics):
                 return self.backbone.decode(parts)
 
         return self._over_tiles(of_tiles, x_0, self.latent_cells, self.unit)

@@ -168,3 +168,18 @@ def test_the_draw_is_given_up_after_the_solve_and_counted_until_then(monkeypatch
     restore(backbone, LR[..., :20], upscale=4, tile_size=48, num_inference_steps=1)
     draws = posterior == "sample"
     assert counted == [draws] and released == [draws, False]
+
+
+@pytest.mark.parametrize("small", [small_dit4sr, small_lucidflux])
+def test_a_vae_that_tiles_by_itself_does_not_tile_tiles(small):
+    backbone = small()
+    plain = restore(backbone, LR, upscale=4, tile_size=64, num_inference_steps=1, batch_size=2)
+    backbone.vae.enable_tiling()
+    backbone.vae.enable_slicing()
+    backbone.vae.tile_sample_min_size, backbone.vae.tile_latent_min_size = (
+        32,
+        32 // backbone.latent_spec.downscale,
+    )
+    tiled = restore(backbone, LR, upscale=4, tile_size=64, num_inference_steps=1, batch_size=2)
+    assert torch.equal(plain, tiled)
+    assert backbone.vae.use_tiling and backbone.vae.use_slicing
