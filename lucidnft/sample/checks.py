@@ -42,6 +42,10 @@ class Checks:
     compare: bool
 
 
+NO_CHECKS = Checks((), {}, False)
+"""Of the processes that do not speak for all."""
+
+
 def plan_checks(args: argparse.Namespace) -> Checks:
     """What the command line asks for; what cannot be computed is said now, not after hours of restoring.
 

@@ -26,9 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     # Only now the libraries that take seconds to load: --help and typing mistakes answer at once.
     from lucidnft.sample.processes import join_processes
 
-    warnings.filterwarnings(
-        "ignore", module=r"PIL\b"
-    )  # they name no file; what they are about is reported by name
+    # Pillow's name no file; what they are about is reported by name
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     processes = join_processes()
     try:
         status = _run(args, processes)
@@ -50,7 +49,8 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         problem = str(error)
         print(f"sample.py: {problem}", file=sys.stderr)
-    if any(processes.gather(problem)) or work is None:
+    problems = processes.gather(problem)  # all go on, or none: they wait for each other later
+    if work is None or any(found is not None for found in problems):
         return 2
     summary, stopped = restore_share(args, work, processes)
     shares = processes.gather((summary, stopped))
@@ -65,8 +65,8 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         print(f"note: {printable(str(source))}: {note}", file=sys.stderr)
     for source, reason in failed:
         print(f"failed: {printable(str(source))}: {reason}", file=sys.stderr)
-    problems = sorted({reason for _, reason in shares if reason})
-    for reason in problems:
+    stops = sorted({reason for _, reason in shares if reason is not None})
+    for reason in stops:
         print(f"sample.py: stopped, cannot write: {reason}", file=sys.stderr)
     try:
         missing = run_checks(work.checks, work.jobs, work.output_dir, work.device, part=work.shard)
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         missing = [f"sample.py: the outputs could not be looked at: {error}"]
     for line in missing:
         print(line, file=sys.stderr)
-    return 1 if failed or problems or missing else 0
+    return 1 if failed or stops or missing else 0
 
 
 def restore_share(

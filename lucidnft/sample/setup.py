@@ -25,7 +25,7 @@ from lucidnft.inference.sizes import asked_size
 from lucidnft.inference.speed_settings import prepare_for_restoring
 from lucidnft.policy import Policy, Role
 from lucidnft.sample.candidates import Candidates, build_candidates
-from lucidnft.sample.checks import Checks, plan_checks
+from lucidnft.sample.checks import NO_CHECKS, Checks, plan_checks
 from lucidnft.sample.processes import Processes
 
 LEFT_OUT = (
@@ -73,7 +73,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
     if args.shard is not None:
         batches = share_of(batches, *args.shard)
     jobs = [job for batch in batches for job in batch.jobs]
-    checks = plan_checks(args)
+    checks = plan_checks(args) if processes.is_main else NO_CHECKS
     device = processes.device(args.device)
     base = base_section(args.base_config) if args.base_config else None
     loaded = load_policy(args.checkpoint, model_name_or_path=args.model_name_or_path, base=base)

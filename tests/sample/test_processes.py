@@ -14,9 +14,12 @@ import torch
 from PIL import Image
 
 import lucidnft
+from lucidnft.sample import command, maps
+from lucidnft.sample.arguments import SHIPPED_MAPS, parse_args
 from lucidnft.sample.command import main
 from lucidnft.sample.manifest import read_manifests
 from lucidnft.sample.processes import Processes
+from lucidnft.sample.setup import prepare
 from tests.small_backbone import small_backbone
 
 ROOT = Path(lucidnft.__file__).resolve().parents[1]
@@ -149,6 +152,30 @@ def test_outputs_made_with_other_settings_are_told_apart(photos, base, tmp_path,
     main(arguments(photos, out, base, "--skip_existing", "--seed", "3", "--fidelity", "1"))
     error = capsys.readouterr().err
     assert "were made with seed 0 (now 3); fidelity 0.0 (now 1.0)" in error
+
+
+class OneOfTwo(Processes):
+    """A process whose neighbour says what it is told to say."""
+
+    def gather(self, mine):
+        return [mine, ""] if mine is None or isinstance(mine, str) else [mine, mine]
+
+
+def test_no_process_goes_on_when_another_could_not_start(photos, base, tmp_path):
+    args = parse_args(arguments(photos, tmp_path / "out", base))
+    assert command._run(args, OneOfTwo(0, 2, 0)) == 2
+    assert outputs(tmp_path / "out") == {}
+
+
+def test_only_the_first_process_loads_what_looks_at_the_outputs(photos, base, tmp_path):
+    args = parse_args(arguments(photos, tmp_path / "out", base, "--metrics", "lr_fidelity", "--save_map"))
+    first, second = (prepare(args, Processes(index, 2, index)).checks for index in (0, 1))
+    assert first.metrics == ("lr_fidelity",) and len(first.maps) == 3
+    assert not second.metrics and not second.maps
+
+
+def test_the_maps_of_the_bare_option_are_those_that_ship():
+    assert tuple(SHIPPED_MAPS.split(",")) == maps.SHIPPED_MAPS
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
