@@ -23,6 +23,9 @@ from lucidnft.image_metadata import ImageMetadata
 OUTPUT_FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
 """What can be written, and the extension it gets."""
 
+DEEP_FORMATS = ("png", "tiff")
+"""Those that hold 16 bits a channel."""
+
 _OTHER_EXTENSIONS = {".jpeg": "jpeg", ".tiff": "tiff"}
 _LONGEST_SIDES = {"png": 2**31 - 1, "jpeg": 65500, "webp": 16383, "tiff": 2**31 - 1, "bmp": 2**31 - 1}
 _IDAT_SIZE = 2**20
@@ -78,8 +81,10 @@ def check_format(extension: str, *, size: tuple[int, int], alpha: bool, bit_dept
     name = output_format(extension)
     if alpha and name in ("jpeg", "bmp"):
         raise ValueError(f"{name} holds no alpha; write png, webp or tiff, or leave the alpha out")
-    if bit_depth != 8 and name not in ("png", "tiff"):
-        raise ValueError(f"{name} holds 8 bits, not {bit_depth}; write png or tiff, or 8 bits")
+    if bit_depth != 8 and name not in DEEP_FORMATS:
+        raise ValueError(
+            f"{name} holds 8 bits, not {bit_depth}; write {' or '.join(DEEP_FORMATS)}, or 8 bits"
+        )
     if max(size) > _LONGEST_SIDES[name]:
         raise ValueError(
             f"{name} holds sides of up to {_LONGEST_SIDES[name]} pixels, this image is {size[1]} x {size[0]}; "

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lucidnft.image_encoding import output_format
+from lucidnft.image_encoding import DEEP_FORMATS, output_format
 from lucidnft.images import (
     LoadedImage,
     UnreadableImageError,
@@ -30,8 +30,6 @@ from lucidnft.inference.tile_memory import is_out_of_memory
 STOPPING_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE})
 """What befalls all that follow too; other errors of the file system are one file's (a name too long, say)."""
 
-DEEP_FORMATS = ("png", "tiff")
-
 UNEXPECTED_IN_A_ROW = 3
 """Errors that no image should cause (a bug, a broken device) end the run when they come this often in a row."""
 
@@ -42,7 +40,7 @@ class RestoredImage:
 
     sr: Tensor  # (3, H, W) in [0, 1]
     facts: Mapping[str, Any] = field(default_factory=dict)  # for the record
-    others: Mapping[str, Tensor] = field(default_factory=dict)  # further candidates to keep, by name
+    others: Mapping[str, Tensor] = field(default_factory=dict)  # further candidates, by name
 
 
 RestoreFunction = Callable[[Tensor, Sequence[str]], Sequence[RestoredImage]]
@@ -60,8 +58,10 @@ class OutputSettings:
     bit_depth: Literal["auto", 8, 16] = "auto"  # auto: the input's, as far as the format holds it
     quality: int = 95  # of JPEG and WebP
     keep_metadata: bool = False  # EXIF, XMP and resolution
-    candidates_dir: Path | None = None  # where other candidates go, under the outputs' sub-folders
-    output_dir: Path | None = None  # that those sub-folders are counted from
+    size_of: Callable[[int, int], tuple[int, int]] | None = None
+    """(h, w) of an input -> (H, W) of its output: what a format cannot hold is then said before it is restored."""
+    place_candidate: Callable[[Path, str], Path] | None = None
+    """(output file, name of a candidate) -> file of that candidate; None: no candidate is written."""
 
 
 @dataclass(frozen=True)
@@ -183,34 +183,33 @@ class _Run:
 
     def _write(self, job: RestoreJob, image: LoadedImage, result: RestoredImage, seconds: float) -> None:
         sr = result.sr.detach().cpu()
-        others = {name: other.detach().cpu() for name, other in result.others.items()}
         height, width = sr.shape[1:]
-        facts = FileRecord(
+        record = FileRecord(
             job, None, seconds, (image.rgb.shape[1], image.rgb.shape[2]), (height, width), result.facts
         )
-        output = self.output
+        files = {job.target: sr}
+        if self.output.place_candidate is not None:
+            for name, other in result.others.items():
+                files[self.output.place_candidate(job.target, name)] = other.detach().cpu()
 
         def write() -> None:
-            _save(job.target, sr, image, output)
-            for name, other in others.items():
-                assert output.candidates_dir is not None and output.output_dir is not None
-                place = output.candidates_dir / job.target.relative_to(output.output_dir)
-                _save(place.with_name(f"{place.stem}.{name}{place.suffix}"), other, image, output)
+            for path, pixels in files.items():
+                _save(path, pixels, image, self.output)
             if self.record is not None:
-                self.record(facts)
+                self.record(record)
 
         self.summary.notes += [(job.source, note) for note in _notes(job, image)]
         self.bar.done(job.source.name)
-        self.writers.submit(facts, (1 + len(others)) * height * width, write)
+        self.writers.submit(record, len(files) * height * width, write)
 
-    def finished(self, facts: FileRecord, error: BaseException | None) -> None:
+    def finished(self, record: FileRecord, error: BaseException | None) -> None:
         """What the writing of a file came to."""
         if error is None:
-            self.summary.restored.append(facts.job.target)
+            self.summary.restored.append(record.job.target)
         elif isinstance(error, OSError) and error.errno in STOPPING_ERRORS:
             raise error
         elif isinstance(error, (OSError, ValueError, MemoryError)):
-            self._failed(facts.job, error, counted=True)
+            self._failed(record.job, error, counted=True)
         else:
             raise error
 
@@ -231,8 +230,13 @@ class _Run:
 def _cannot_be_written(job: RestoreJob, image: LoadedImage, output: OutputSettings) -> ValueError | None:
     """What would be refused once the image is restored, said before."""
     depth = 8 if output.bit_depth == "auto" else output.bit_depth
+    size = (image.rgb.shape[1], image.rgb.shape[2])
     try:
-        check_format(job.target.suffix, size=(1, 1), alpha=image.alpha is not None, bit_depth=depth)
+        size = (1, 1) if output.size_of is None else output.size_of(*size)
+    except ValueError as error:
+        return error
+    try:
+        check_format(job.target.suffix, size=size, alpha=image.alpha is not None, bit_depth=depth)
     except ValueError as error:
         return ValueError(f"{error} (--format)")
     return None

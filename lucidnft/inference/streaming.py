@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -19,7 +20,8 @@ WRITERS = 4
 WRITE_BEHIND_PIXELS = 2**26
 """Output pixels waiting to be written, 12 bytes each, before the network has to wait."""
 
-Resultant = TypeVar("Resultant")
+Item = TypeVar("Item")
+"""What is written, to whoever asked for it."""
 
 ReadResult = LoadedImage | Exception
 
@@ -48,28 +50,28 @@ def read_ahead(batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[ReadResul
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(path: object) -> ReadResult:
+def _read(path: Path) -> ReadResult:
     """Errors are values here: that a file is bad is said when its turn comes."""
     try:
-        return read_image(path)  # type: ignore[arg-type]
+        return read_image(path)
     except Exception as error:
         return error
 
 
-class WriteBehind(Generic[Resultant]):
+class WriteBehind(Generic[Item]):
     """Writes in threads; results come back in the order of submission, when asked for or when memory is short.
 
     Leaving the context waits for what was submitted.
     """
 
-    def __init__(self, finished: Callable[[Resultant, BaseException | None], None]) -> None:
+    def __init__(self, finished: Callable[[Item, BaseException | None], None]) -> None:
         """finished: called in the caller's thread with what was submitted, and the error of writing it."""
         self._finished = finished
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
-        self._waiting: deque[tuple[Resultant, int, Future[None]]] = deque()
+        self._waiting: deque[tuple[Item, int, Future[None]]] = deque()
         self._pixels = 0
 
-    def submit(self, what: Resultant, pixels: int, write: Callable[[], None]) -> None:
+    def submit(self, what: Item, pixels: int, write: Callable[[], None]) -> None:
         """Start `write`; waits before while too many pixels are pending."""
         while self._waiting and (self._waiting[0][2].done() or self._pixels + pixels > WRITE_BEHIND_PIXELS):
             self._collect()
@@ -86,7 +88,7 @@ class WriteBehind(Generic[Resultant]):
         self._pixels -= pixels
         self._finished(what, future.exception())
 
-    def __enter__(self) -> WriteBehind[Resultant]:
+    def __enter__(self) -> WriteBehind[Item]:
         return self
 
     def __exit__(

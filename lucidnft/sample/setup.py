@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lucidnft.inference.batching import Batch, plan_batches, share_of
 from lucidnft.inference.device import move_to
 from lucidnft.inference.folder import OutputSettings, RestoredImage, RestoreFunction
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
-from lucidnft.inference.sizes import asked_size
+from lucidnft.inference.sizes import asked_size, output_size
 from lucidnft.inference.speed_settings import prepare_for_restoring
 from lucidnft.policy import Policy, Role
 from lucidnft.sample.candidates import Candidates, build_candidates
@@ -85,8 +86,8 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
         bit_depth="auto" if args.bit_depth == "auto" else 16 if args.bit_depth == "16" else 8,
         quality=args.quality,
         keep_metadata=args.keep_metadata,
-        candidates_dir=output_dir / "candidates" if args.keep_candidates else None,
-        output_dir=output_dir,
+        size_of=size_function(args),
+        place_candidate=_candidate_places(output_dir) if args.keep_candidates else None,
     )
     restore_images = restore_function(args, policy, device)
     check_writable(output_dir)
@@ -105,43 +106,57 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
     )
 
 
+def size_function(args: argparse.Namespace) -> Callable[[int, int], tuple[int, int]]:
+    """(h, w) of an input -> (H, W) of its output, as the command line asks."""
+    if args.upscale is not None:
+        return partial(output_size, upscale=args.upscale)
+    return partial(asked_size, to_height=args.height, to_width=args.width, fit=args.fit)
+
+
 def restore_function(
     args: argparse.Namespace, policy: Policy | Backbone, device: torch.device
 ) -> RestoreFunction:
     """What is done to images of one size, as the command line asks."""
 
+    size_of = size_function(args)
+
     def restore_batch(lr: Tensor, keys: Sequence[str]) -> Tensor:
-        size = None
-        if args.upscale is None:
-            size = asked_size(
-                lr.shape[2], lr.shape[3], to_height=args.height, to_width=args.width, fit=args.fit
-            )
         return restore(
-            policy, lr, keys=keys, upscale=args.upscale, size=size, seed=args.seed, solver=args.solver,
-            num_inference_steps=args.num_inference_steps, fidelity=args.fidelity, align_method=args.align_method,
-            align_to=args.align_to, tile_size=args.tile_size, tile_overlap=args.tile_overlap,
-            process_size=args.process_size, batch_size=args.batch_size,
+            policy, lr, keys=keys, upscale=None, size=size_of(lr.shape[2], lr.shape[3]), seed=args.seed,
+            solver=args.solver, num_inference_steps=args.num_inference_steps, fidelity=args.fidelity,
+            align_method=args.align_method, align_to=args.align_to, tile_size=args.tile_size,
+            tile_overlap=args.tile_overlap, process_size=args.process_size, batch_size=args.batch_size,
             storage="cpu" if args.storage == "cpu" else None,
         )  # fmt: skip
 
     if args.num_samples == 1:
         return lambda lr, keys: [RestoredImage(sr) for sr in restore_batch(lr, keys)]
     candidates = build_candidates(args.select_by, args.num_samples, device)
-    return _choosing(restore_batch, candidates, keep=args.keep_candidates)
+    return _choosing(restore_batch, candidates)
 
 
 def _choosing(
-    restore_batch: Callable[[Tensor, Sequence[str]], Tensor], candidates: Candidates, *, keep: bool
+    restore_batch: Callable[[Tensor, Sequence[str]], Tensor], candidates: Candidates
 ) -> RestoreFunction:
     def choose(lr: Tensor, key: str) -> RestoredImage:
         keys = candidates.keys(key)
         drawn = restore_batch(lr.unsqueeze(0).expand(len(keys), -1, -1, -1), keys)
         choice = candidates.choose(lr, drawn, key=key)
-        others = {f"sample{i}": sr for i, sr in enumerate(drawn) if keep and i != choice.index}
+        others = {f"sample{i}": sr for i, sr in enumerate(drawn) if i != choice.index}
         facts = {"sample": choice.index, "scores": choice.scores, "advantages": choice.advantages}
         return RestoredImage(drawn[choice.index], facts, others)
 
     return lambda lr, keys: [choose(image, key) for image, key in zip(lr, keys, strict=True)]
+
+
+def _candidate_places(output_dir: Path) -> Callable[[Path, str], Path]:
+    """out/sub/cat.png -> out/candidates/sub/cat.sample1.png"""
+
+    def place(output: Path, name: str) -> Path:
+        path = output_dir / "candidates" / output.relative_to(output_dir)
+        return path.with_name(f"{path.stem}.{name}{path.suffix}")
+
+    return place
 
 
 def check_writable(folder: Path) -> None:

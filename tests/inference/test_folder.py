@@ -29,8 +29,9 @@ def touch(folder, *names, size=(4, 3)):
     return folder
 
 
-def run(tmp_path, restore_images=doubled, output=None, *, batch_size=1, **options):
-    batches = plan_batches(plan_jobs(tmp_path / "in", tmp_path / "out"), batch_size)
+def run(tmp_path, restore_images=doubled, output=None, *, batch_size=1, image_format="png", **options):
+    jobs = plan_jobs(tmp_path / "in", tmp_path / "out", image_format=image_format)
+    batches = plan_batches(jobs, batch_size)
     return restore_files(batches, restore_images, output, **{"progress": False, **options})
 
 
@@ -248,12 +249,55 @@ def test_other_candidates_go_to_a_folder_of_their_own(tmp_path):
         sr = doubled(lr, keys)[0].sr
         return [RestoredImage(sr, {"sample": 1}, {"sample0": sr, "sample2": sr})]
 
-    output = OutputSettings(candidates_dir=tmp_path / "out" / "candidates", output_dir=tmp_path / "out")
+    def place(path, name):
+        return path.parent / "candidates" / f"{path.stem}.{name}.png"
+
     records = []
-    run(tmp_path, three, output, record=records.append)
+    run(tmp_path, three, OutputSettings(place_candidate=place), record=records.append)
     found = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
     assert found == ["a.png", "candidates/a.sample0.png", "candidates/a.sample2.png"]
     assert records[0].facts == {"sample": 1}
+
+
+def test_candidates_that_have_no_place_are_not_written(tmp_path):
+    touch(tmp_path / "in", "a.png")
+
+    def two(lr, keys):
+        sr = doubled(lr, keys)[0].sr
+        return [RestoredImage(sr, {}, {"sample1": sr})]
+
+    run(tmp_path, two)
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["a.png"]
+
+
+def test_an_output_too_large_for_its_format_is_named_before_it_is_restored(tmp_path):
+    touch(tmp_path / "in", "wide.png", size=(30, 2))
+    touch(tmp_path / "in", "small.png", size=(20, 2))
+    restored = []
+
+    def watched(lr, keys):
+        restored.extend(keys)
+        return doubled(lr, keys)
+
+    output = OutputSettings(size_of=lambda height, width: (600 * height, 600 * width))
+    summary = run(tmp_path, watched, output, image_format="webp")
+    assert [path.name for path in summary.restored] == ["small.webp"] and restored == ["small"]
+    assert [(path.name, reason) for path, reason in summary.failed] == [
+        (
+            "wide.png",
+            "webp holds sides of up to 16383 pixels, this image is 18000 x 1200; write png or tiff (--format)",
+        )
+    ]
+
+
+def test_a_size_that_an_image_cannot_have_is_its_failure(tmp_path):
+    touch(tmp_path / "in", "a.png")
+
+    def refused(height, width):
+        raise ValueError("would distort")
+
+    summary = run(tmp_path, output=OutputSettings(size_of=refused))
+    assert [reason for _, reason in summary.failed] == ["would distort"] and not summary.restored
 
 
 def test_files_are_read_while_the_network_works_and_written_behind_it(tmp_path, monkeypatch):
