@@ -6,8 +6,6 @@ alpha, colour profile) in a `LoadedImage`, so that a restored image can be writt
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lucidnft.atomic_file import atomic_file
 from lucidnft.image_decoding import (
     DecodedPixels,
     UnreadableImageError,
@@ -146,15 +145,8 @@ def save_image(
         strips=_strips(path, rgb, alpha, grey, bit_depth, rows), strip_rows=min(rows, height),
         icc_profile=icc_profile, quality=quality, metadata=(metadata or ImageMetadata()).for_size(height, width),
     )  # fmt: skip
-    temporary = path.with_name(
-        f".{uuid.uuid4().hex}.tmp"
-    )  # not of its name, which may be as long as names can be
-    try:
-        with temporary.open("xb") as file:
-            encode(file, name, picture)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        encode(file, name, picture)
 
 
 def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:

@@ -175,13 +175,12 @@ def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
     """What the scores depend on: settings, weights, and the versions of the code that computes them."""
     settings = spec.settings.model_dump(mode="json")
     uses_pyiqa = isinstance(spec.settings, IQAConfig | FullReferenceConfig)
-    weights = {f"{i}": sampled_fingerprint(m.state_dict()) for i, m in enumerate(_networks(reward))}
     return {
         "metric": spec.name,
         "class": f"{type(spec.settings).__module__}:{type(spec.settings).__qualname__}",
         "settings": {key: value for key, value in settings.items() if key != "weight"},
         "direction": "lower" if reward.card.lower_is_better else "higher",
-        "weights": weights,
+        "weights": weights_of(reward),
         "files": {text: file_digest(Path(text)) for text in sorted(_texts(settings)) if _is_file(text)},
         "scoring": SCORING_VERSION,
         "lucidnft": lucidnft.__version__,
@@ -189,6 +188,11 @@ def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
         "pyiqa": metadata.version("pyiqa") if uses_pyiqa else None,
         "device": device.partition(":")[0],
     }
+
+
+def weights_of(reward: Reward) -> dict[str, str]:
+    """Fingerprints of the networks that a reward holds."""
+    return {f"{i}": sampled_fingerprint(m.state_dict()) for i, m in enumerate(_networks(reward))}
 
 
 def wanted_file(error: BaseException | None) -> str | None:

@@ -81,7 +81,8 @@ def run_checks(
     if checks.maps:
         maps = save_maps(pairs, checks.maps, output_dir / "maps", device=device)
         missing += [problem.line() for problem in maps.problems]
-        print(f"maps: {len(maps.written)} in {output_dir / 'maps'}")
+        before = f" ({len(maps.kept)} of them from before)" if maps.kept else ""
+        print(f"maps: {len(maps.written) + len(maps.kept)} in {output_dir / 'maps'}{before}")
     if checks.compare:
         samples = chosen_samples(output_dir)
         compared = [

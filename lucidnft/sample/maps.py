@@ -4,33 +4,42 @@ The scale is absolute: from which score of a place on there is no red, and from 
 every reward (`SCALES`) and stands in the legend.  So a picture without fault has no red at all, and two pictures,
 also of two runs, can be compared.  With a scale of its own every image would be red at its worst place, however
 good that is.
+
+A picture carries what it was made of: one whose files, reward and scale are still the same is not drawn again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+import lucidnft
 from lucidnft.evaluation.evaluator import BAR_FORMAT
+from lucidnft.evaluation.metrics import weights_of
 from lucidnft.evaluation.pairing import Problem
-from lucidnft.images import pixels_to_tensor, read_image, resize, save_image
+from lucidnft.images import read_image, resize
 from lucidnft.inference.tile_memory import is_out_of_memory
 from lucidnft.rewards.base import Reward, check_size
 from lucidnft.rewards.places import by_occlusion, place_scores, redden, tells_places
 from lucidnft.rewards.registry import build_reward
 from lucidnft.sample.scores import NamedPair
+from lucidnft.sample.stamped import file_states, read_stamp, save_stamped
 
 LONGEST_SIDE = 1600  # pixels of a picture without its legend
 MOST_PIXELS = 2**24  # of an output that a reward sees; larger ones are reduced first, and the legend says so
+VERSION = 1
+"""Part of every stamp: raise it when a map of the same files comes out differently."""
 SHIPPED_MAPS = ("lucid_consistency", "quality_net", "lr_fidelity")
 """Rewards with a map whose weights ship with the package."""
 
@@ -59,9 +68,10 @@ OCCLUSION_SCALE = Scale(0.0, -0.01, "would gain if the input stood there")
 
 @dataclass
 class SavedMaps:
-    """Pictures that were written, and those that were not with the reason."""
+    """Pictures that there are, and those that there are not with the reason."""
 
     written: list[Path] = field(default_factory=list)
+    kept: list[Path] = field(default_factory=list)  # that an earlier run made of the same
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -119,41 +129,67 @@ def save_maps(
         OSError: a picture cannot be written.
     """
     scales = {name: map_scale(reward) for name, reward in rewards.items()}
+    identities = {name: _identity(name, rewards[name], scales[name], device) for name in rewards}
     for reward in rewards.values():
         reward.to(device)
     result = SavedMaps()
     for stem, source, output in tqdm(
         pairs, desc="maps", unit="image", bar_format=BAR_FORMAT, disable=not progress
     ):
-        try:
-            lr, sr = (read_image(path).rgb[None] for path in (source, output))
-        except ValueError as error:
-            result.problems.append(Problem("", stem, str(error)))
+        states = file_states((source, output))
+        stamps = {name: f"{identity} {states}" for name, identity in identities.items()}
+        places = {name: folder / f"{stem}.{re.sub('[/:]', '-', name)}.png" for name in rewards}
+        kept = {name for name, path in places.items() if states and read_stamp(path)[0] == stamps[name]}
+        result.kept += [places[name] for name in rewards if name in kept]
+        todo = [name for name in rewards if name not in kept]
+        if not todo:
             continue
-        size = (sr.shape[2], sr.shape[3])
-        if size[0] * size[1] > MOST_PIXELS:
-            sr = _within(sr, int((MOST_PIXELS * max(size) / min(size)) ** 0.5))
-            lr = _within(lr, max(sr.shape[2:]))  # rewards refuse an LR image that is larger than SR
-        for name, reward in rewards.items():
+        try:
+            lr, sr, size = _load(source, output)
+        except ValueError as error:
+            result.problems.append(Problem("", stem, str(error), tuple(todo) if kept else ()))
+            continue
+        for name in todo:
             try:
-                check_size(reward.card, size)
-                picture = draw_map(lr.to(device), sr.to(device), reward, scales[name], name, size)
-            except (ValueError, MemoryError, RuntimeError) as error:
-                if not isinstance(error, ValueError) and not is_out_of_memory(error):
-                    raise
-                result.problems.append(Problem("", stem, str(error).split("\n")[0], (name,)))
-                continue
-            path = folder / f"{stem}.{name.replace('/', '-').replace(':', '-')}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                save_image(path, pixels_to_tensor(np.asarray(picture)))
-            except OSError as error:
-                if error.errno != errno.ENAMETOOLONG:
-                    raise
-                result.problems.append(Problem("", stem, "the name of its map would be too long", (name,)))
-                continue
-            result.written.append(path)
+                check_size(rewards[name].card, size)
+                picture = draw_map(lr.to(device), sr.to(device), rewards[name], scales[name], name, size)
+                save_stamped(places[name], picture, stamps[name])
+            except (ValueError, MemoryError, RuntimeError, OSError) as error:
+                result.problems.append(Problem("", stem, _problem_of_one(error), (name,)))
+            else:
+                result.written.append(places[name])
     return result
+
+
+def _load(source: Path, output: Path) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """LR (1, 3, h, w) and SR (1, 3, H, W), reduced to MOST_PIXELS, and the (H, W) of the file."""
+    lr, sr = (read_image(path).rgb[None] for path in (source, output))
+    size = (sr.shape[2], sr.shape[3])
+    if size[0] * size[1] > MOST_PIXELS:
+        sr = _within(sr, int((MOST_PIXELS * max(size) / min(size)) ** 0.5))
+        lr = _within(lr, max(sr.shape[2:]))  # rewards refuse an LR image that is larger than SR
+    return lr, sr, size
+
+
+def _problem_of_one(error: Exception) -> str:
+    """Why one map is missing; an error that is not about this image alone is raised again."""
+    if isinstance(error, OSError):
+        if error.errno != errno.ENAMETOOLONG:
+            raise error
+        return "the name of its map would be too long"
+    if not isinstance(error, ValueError) and not is_out_of_memory(error):
+        raise error
+    return str(error).split("\n")[0]
+
+
+def _identity(name: str, reward: Reward, scale: Scale, device: torch.device | str) -> str:
+    """Hash of everything a reward's maps depend on, but the images."""
+    kind = type(reward)
+    depends = [
+        VERSION, name, f"{kind.__module__}:{kind.__qualname__}", weights_of(reward), repr(scale), LONGEST_SIDE,
+        MOST_PIXELS, by_occlusion(reward), lucidnft.__version__, torch.__version__, str(device).partition(":")[0],
+    ]  # fmt: skip
+    return hashlib.blake2b(json.dumps(depends).encode(), digest_size=16).hexdigest()
 
 
 def draw_map(

@@ -10,19 +10,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from lucidnft.images import DecodedPixels, UnreadableImageError, decode_pixels
+from lucidnft.sample.stamped import file_states, read_stamp, save_stamped
 
 FOLDER = "compare"
 SIDES = ("lr", "output")
 LONGEST_SIDE = 2048  # pixels; larger outputs are shown smaller
-JPEG_QUALITY = 92
 VERSION = 1
 """Part of every stamp: raise it when a preview of the same files comes out differently."""
 
@@ -71,7 +69,8 @@ def make_previews(pair: ComparedPair, folder: Path) -> Previews:
     """
     files = {"lr": pair.source, "output": pair.output}
     stem = file_stem(pair.name)
-    stamp = _stamp(files)
+    states = file_states(files.values())
+    stamp = None if states is None else f"v{VERSION} {states}"
     kept = _kept(folder, stem, stamp)
     if kept:
         return Previews(kept)
@@ -91,8 +90,7 @@ def make_previews(pair: ComparedPair, folder: Path) -> Previews:
     for side, decoded in pixels.items():
         name = f"{FOLDER}/{stem}.{side}{suffix}"
         width, height = _size(decoded)
-        content = _encode(decoded, size, suffix, f"{stamp} {width} {height}")
-        _write(folder / name, content)
+        save_stamped(folder / name, _shown(decoded, size), f"{stamp} {width} {height}", decoded.icc_profile)
         sides[side] = Preview(name, size, (width, height))
     return Previews(sides, tuple(problems))
 
@@ -101,15 +99,6 @@ def file_stem(name: str) -> str:
     """A short ASCII name that is safe in any file system and URL, and another one for every other name."""
     digest = hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:60]}-{digest}"
-
-
-def _stamp(files: dict[str, Path]) -> str | None:
-    """Which states of the files a preview shows; None when one of them is not there."""
-    try:
-        states = [path.stat() for path in files.values()]
-    except OSError:
-        return None
-    return " ".join([f"v{VERSION}", *(f"{state.st_mtime_ns}-{state.st_size}" for state in states)])
 
 
 def _kept(folder: Path, stem: str, stamp: str | None) -> dict[str, Preview]:
@@ -125,12 +114,7 @@ def _kept(folder: Path, stem: str, stamp: str | None) -> dict[str, Preview]:
 
 
 def _read_stamped(folder: Path, name: str, stamp: str) -> Preview | None:
-    try:
-        with Image.open(folder / name) as image:
-            comment, size = image.info.get("comment", b""), image.size
-    except OSError:  # not there, or not an image: it is made again
-        return None
-    text = comment.decode("ascii", "replace") if isinstance(comment, bytes) else comment
+    text, size = read_stamp(folder / name)
     made_of, _, numbers = text.partition(f"{stamp} ")
     if made_of or not re.fullmatch(r"\d+ \d+", numbers):
         return None
@@ -147,41 +131,15 @@ def _shown_size(size: Size) -> Size:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _encode(pixels: DecodedPixels, size: Size, suffix: str, comment: str) -> bytes:
+def _shown(pixels: DecodedPixels, size: Size) -> Image.Image:
     colour = _to_8bit(pixels.rgb[..., :1] if pixels.was_grey else pixels.rgb)
     # Pillow enlarges with alpha multiplied in, so no colour bleeds out of what is transparent.
     planes = colour if pixels.alpha is None else np.dstack([colour, _to_8bit(pixels.alpha)])
     picture = Image.fromarray(planes.squeeze(axis=2) if planes.shape[2] == 1 else planes)
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-    buffer = BytesIO()
-    if suffix == ".jpg":
-        picture.save(
-            buffer,
-            "JPEG",
-            quality=JPEG_QUALITY,
-            subsampling=0,
-            icc_profile=pixels.icc_profile,
-            comment=comment,
-        )
-    else:
-        text = PngInfo()
-        text.add_text("comment", comment)
-        picture.save(buffer, "PNG", icc_profile=pixels.icc_profile, pnginfo=text)
-    return buffer.getvalue()
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _to_8bit(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -224,7 +224,7 @@ def test_a_preview_that_cannot_be_written_stops_and_leaves_nothing_half(tmp_path
     def full(old, new):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(previews.os, "replace", full)
+    monkeypatch.setattr("lucidnft.atomic_file.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         write_comparison([pair], tmp_path / "out", progress=False)
     assert not list((tmp_path / "out" / "compare").iterdir())

@@ -192,3 +192,36 @@ def test_a_name_that_a_map_cannot_have_does_not_stop_the_others(photograph, tmp_
     result = save_maps(pairs, {"brightness": Brightness()}, tmp_path / "maps", progress=False)
     assert [path.name for path in result.written] == ["good.brightness.png"]
     assert [problem.reason for problem in result.problems] == ["the name of its map would be too long"]
+
+
+def test_maps_of_unchanged_files_are_kept_and_others_are_drawn_again(photograph, tmp_path, monkeypatch):
+    pairs = [(name, photograph / "lr.png", photograph / f"{name}.png") for name in ("good", "damaged")]
+
+    def drawn(**card) -> list[str]:
+        reward = Brightness(**card)
+        result = save_maps(pairs, {"b": reward}, tmp_path / "maps", progress=False)
+        assert sorted(path.name for path in result.written + result.kept) == ["damaged.b.png", "good.b.png"]
+        assert len(reward.seen) == len(result.written)
+        return [path.name.partition(".")[0] for path in result.written]
+
+    assert drawn() == ["good", "damaged"] and drawn() == []
+    save_image(photograph / "damaged.png", torch.rand(3, 96, 128))
+    assert drawn() == ["damaged"]
+    save_image(photograph / "lr.png", torch.rand(3, 24, 32))
+    assert drawn() == ["good", "damaged"]
+    good = tmp_path / "maps" / "good.b.png"
+    good.write_bytes(good.read_bytes()[:40])  # what another program cut short
+    assert drawn() == ["good"] and drawn() == []
+    assert drawn(value_range=(0.0, 0.5)) == ["good", "damaged"] == drawn()
+    monkeypatch.setattr(module, "VERSION", 2)
+    assert drawn() == ["good", "damaged"] and drawn() == []
+
+
+def test_maps_of_other_weights_are_drawn_again(photograph, tmp_path):
+    pairs = [("good", photograph / "lr.png", photograph / "good.png")]
+    rewards = build_map_rewards(["quality_net"])
+    assert len(save_maps(pairs, rewards, tmp_path, progress=False).written) == 1
+    assert len(save_maps(pairs, rewards, tmp_path, progress=False).kept) == 1
+    with torch.no_grad():
+        next(rewards["quality_net"].network.parameters()).mul_(1.1)
+    assert len(save_maps(pairs, rewards, tmp_path, progress=False).written) == 1
