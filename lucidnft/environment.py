@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,6 @@ PACKAGES = (
 
 def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
     """Versions, commit, device and command of this process, for env.json."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -41,13 +36,24 @@ def environment(device: torch.device, num_processes: int) -> dict[str, Any]:
     return {
         "lucidnft": __version__,
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": package_versions(PACKAGES),
         "git_commit": git_commit(),
         "device": f"{device} ({name})",
         "num_processes": num_processes,
         "num_threads": torch.get_num_threads(),
         "command": sys.argv,
     }
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package; None for those that are not there."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def git_commit() -> str | None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 import lucidnft
 from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.config_validation import unknown_name
+from lucidnft.environment import package_versions
 from lucidnft.evaluation.pairing import file_digest
 from lucidnft.evaluation.protocols import PROTOCOL_METRICS, Protocol, label_of
 from lucidnft.evaluation.settings import EvaluationConfig
@@ -32,6 +32,9 @@ from lucidnft.schema import ConfigModel
 
 SCORING_VERSION = 1
 """Part of every cached score's name: raise it when the code between a file and its score changes."""
+
+SCORING_PACKAGES = ("torch", "torchvision", "pyiqa", "timm", "transformers", "open_clip_torch", "openai-clip")
+"""Whose versions are part of it too: those that hold networks of metrics, or prepare their images."""
 
 NEED_SETTINGS = ("iqa", "full_reference", "external")
 """Types of rewards that mean nothing by their name alone."""
@@ -160,13 +163,8 @@ def build_metric(spec: MetricSpec, device: str) -> Metric | UnavailableMetric:
         reward: Reward = build()
         facts = facts_of(spec, reward, device)
         reward.to(device)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        wanted = wanted_file(error)
-        cause = error if wanted is None else error.__cause__ or error
-        reason = str(cause).split("\n")[0]
-        return UnavailableMetric(
-            spec.name, reason if wanted is None else f"its weights could not be fetched ({reason})", wanted
-        )
+    except Exception as error:  # metrics are others' code, and a damaged weight file raises anything
+        return _unavailable(spec.name, error)
     identity = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
     return Metric(spec.name, reward, identity, facts)
 
@@ -174,7 +172,6 @@ def build_metric(spec: MetricSpec, device: str) -> Metric | UnavailableMetric:
 def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
     """What the scores depend on: settings, weights, and the versions of the code that computes them."""
     settings = spec.settings.model_dump(mode="json")
-    uses_pyiqa = isinstance(spec.settings, IQAConfig | FullReferenceConfig)
     return {
         "metric": spec.name,
         "class": f"{type(spec.settings).__module__}:{type(spec.settings).__qualname__}",
@@ -184,8 +181,7 @@ def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
         "files": {text: file_digest(Path(text)) for text in sorted(_texts(settings)) if _is_file(text)},
         "scoring": SCORING_VERSION,
         "lucidnft": lucidnft.__version__,
-        "torch": torch.__version__,
-        "pyiqa": metadata.version("pyiqa") if uses_pyiqa else None,
+        "packages": package_versions(SCORING_PACKAGES),
         "device": device.partition(":")[0],
     }
 
@@ -193,6 +189,31 @@ def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
 def weights_of(reward: Reward) -> dict[str, str]:
     """Fingerprints of the networks that a reward holds."""
     return {f"{i}": sampled_fingerprint(m.state_dict()) for i, m in enumerate(_networks(reward))}
+
+
+def _unavailable(name: str, error: Exception) -> UnavailableMetric:
+    wanted, damaged = wanted_file(error), damaged_file(error)
+    cause = error if wanted is None and damaged is None else error.__cause__ or error
+    reason = str(cause).split("\n")[0]
+    if not isinstance(cause, (ImportError, OSError, RuntimeError, ValueError)) or not reason:
+        reason = f"{type(cause).__name__}: {reason}"
+    if wanted is not None:
+        return UnavailableMetric(name, f"its weights could not be fetched ({reason})", wanted)
+    if damaged is not None:
+        reason = f"its weights could not be loaded ({reason})"
+        return UnavailableMetric(name, reason, f"{damaged} whole; delete it and it is fetched again")
+    return UnavailableMetric(name, reason, None)
+
+
+def damaged_file(error: BaseException | None) -> str | None:
+    """The weight file on which loading failed, from the calls the error passed through; None if there was none."""
+    while error is not None:
+        for names in _locals_of(error.__traceback__):
+            path = names.get("model_path")
+            if isinstance(path, str) and _is_file(path):
+                return path
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def wanted_file(error: BaseException | None) -> str | None:

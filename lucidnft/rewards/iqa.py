@@ -85,7 +85,7 @@ class IQAReward(Reward):
         Raises:
             ImportError: pyiqa, or a package that this one metric needs, is missing.
             ValueError: the name is unknown, or the metric scores sets of images.
-            RuntimeError: its weights are neither cached nor reachable.
+            RuntimeError: its weights are neither cached nor reachable, or damaged.
         """
         self.metric = metric
         self._network: Any = create_metric(metric, metric_options)
@@ -168,6 +168,16 @@ def create_metric(metric: str, options: dict[str, Any]) -> torch.nn.Module:
         raise RuntimeError(
             f"pyiqa metric '{metric}' could not get its weights ({type(error).__name__}: {error}). Without "
             "network, copy them beforehand, file names unchanged, to where pyiqa looks: "
+            f"{'; '.join(weight_stores())}"
+        ) from error
+    except ValueError:  # about the options
+        raise
+    except (
+        Exception
+    ) as error:  # what pickle, torch and transformers raise on a damaged file is any kind of error
+        raise RuntimeError(
+            f"pyiqa metric '{metric}' could not be loaded ({type(error).__name__}: {error}). Is a weight file cut "
+            f"short, or a web page under its name? Delete it, and it is fetched again; pyiqa looks in: "
             f"{'; '.join(weight_stores())}"
         ) from error
 

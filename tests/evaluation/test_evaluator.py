@@ -102,6 +102,35 @@ def test_a_metric_without_weights_is_unavailable_and_says_which_file(settings, m
     assert len(result.scores["ours"]["psnr"]) == 5 and not result.complete
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(b"", "EOFError"), (b"<html>blocked</html>", "UnpicklingError")],
+    ids=["empty", "page"],
+)
+def test_a_damaged_weight_file_makes_its_metric_unavailable(settings, monkeypatch, tmp_path, content, kind):
+    """As an interrupted download or a proxy leaves it; pyiqa loads whatever is there."""
+    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
+    weights = tmp_path / "musiq_koniq_ckpt-e95806b9.pth"
+    weights.write_bytes(content)
+    result = evaluate(settings(metrics=["musiq", "psnr"]), progress=False)
+    (missing,) = result.unavailable
+    assert missing.line().startswith(f"musiq: not available: its weights could not be loaded ({kind}: ")
+    assert missing.line().endswith(f"(needs {weights} whole; delete it and it is fetched again)")
+    assert len(result.scores["ours"]["psnr"]) == 5
+
+
+def test_a_metric_that_fails_in_any_way_while_loading_is_unavailable(settings, monkeypatch):
+    def build(self: IQAConfig) -> None:
+        raise AttributeError("another version of transformers")
+
+    monkeypatch.setattr(IQAConfig, "build", build)
+    result = evaluate(settings(metrics=["niqe", "psnr"]), progress=False)
+    assert [m.line() for m in result.unavailable] == [
+        "niqe: not available: AttributeError: another version of transformers"
+    ]
+    assert len(result.scores["ours"]["psnr"]) == 5
+
+
 def test_the_wanted_file_is_known_for_hub_files_and_unknown_for_other_errors():
     def fetch(repo_id: str, filename: str) -> None:
         raise OSError("offline")
@@ -174,8 +203,12 @@ def test_a_metric_is_another_with_other_settings_versions_or_weights(monkeypatch
     first = identity("lr_fidelity")
     assert identity("lr_fidelity") == first
     assert identity("other") != first
-    monkeypatch.setattr(metrics, "SCORING_VERSION", 2)
-    assert identity("lr_fidelity") != first
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "SCORING_VERSION", 2)
+        assert identity("lr_fidelity") != first
+    with monkeypatch.context() as patch:
+        patch.setattr("lucidnft.environment.importlib.metadata.version", lambda package: "another")
+        assert identity("lr_fidelity") != first
     quality = [
         build_metric(MetricSpec("q", QualityNetConfig(path=str(path))), "cpu")
         for path in _two_networks(tmp_path)
