@@ -40,7 +40,7 @@ def scores_of(
     """metric -> image -> level -> score."""
     policy = load_policy(checkpoint)
     rewards = {
-        "psnr_y": FullReferenceReward("psnr", color_space="ycbcr"), "lr_fidelity": build_reward("lr_fidelity"),
+        "psnr_y": FullReferenceReward("psnr", color_space="ycbcr_y"), "lr_fidelity": build_reward("lr_fidelity"),
     }  # fmt: skip
     found: dict[str, list[list[float]]] = {name: [] for name in RISES}
     for lr_path, hr_path in pairs:
@@ -49,6 +49,7 @@ def scores_of(
         for level in levels:
             size = (hr.shape[2], hr.shape[3])
             sr = restore(policy, lr, keys=[lr_path.stem], size=size, fidelity=level)
+            sr = sr.mul(255).round().div(255)  # as it would be read from its file
             for name, reward in rewards.items():
                 row[name].append(float(reward(sr, lr=lr, hr=hr)))
             row["detail"].append(detail(sr) / detail(hr))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -26,7 +26,13 @@ HAS_LUMINANCE_MODE = ("psnr", "ssim", "ms_ssim")
 
 
 def color_options(metric: str, color_space: ColorSpace) -> dict[str, Any]:
-    """pyiqa's options for a colour space.  Raises ValueError for a metric that has no luminance mode."""
+    """pyiqa's options for a colour space.
+
+    Raises:
+        ValueError: no such colour space, or a metric that has no luminance mode.
+    """
+    if color_space not in get_args(ColorSpace):
+        raise ValueError(f"color_space is {color_space!r}, expected {' or '.join(get_args(ColorSpace))}")
     if metric in HAS_LUMINANCE_MODE:
         luminance = color_space == "ycbcr_y"
         # BT.601 studio-range Y, as in MATLAB's rgb2ycbcr; pyiqa's own default for psnr is YIQ.
@@ -50,7 +56,7 @@ class FullReferenceReward(Reward):
         """metric: a pyiqa full-reference name.
 
         Raises:
-            ValueError: not a full-reference metric, a negative crop, or no such colour mode.
+            ValueError: not a full-reference metric, a negative crop, or a colour space that there is not or not for it.
         """
         if crop_border < 0:
             raise ValueError(f"crop_border is {crop_border}, expected 0 or more pixels")

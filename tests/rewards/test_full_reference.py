@@ -44,6 +44,7 @@ def test_the_card_names_the_colour_space_and_counts_the_crop() -> None:
     ("options", "message"),
     [
         ({"metric": "fsim", "color_space": "ycbcr_y"}, "no luminance mode"),
+        ({"metric": "psnr", "color_space": "ycbcr"}, "color_space is 'ycbcr', expected rgb or ycbcr_y"),
         ({"metric": "psnry"}, "use psnr or ssim"),
         ({"metric": "piqe"}, "needs no reference"),
         ({"metric": "psnr", "crop_border": -1}, "crop_border is -1"),
