@@ -23,6 +23,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("xb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the name with nothing in it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -53,6 +53,10 @@ class Backbone(Protocol):
         """The fixed factor it was trained for, or None when any works."""
 
     @property
+    def pre_restores(self) -> bool:
+        """Whether its conditions hold what a restorer before it made of LR: field "pre_restored" in [-1, 1]."""
+
+    @property
     def module(self) -> nn.Module:
         """Everything with weights, as a supervised task trains it."""
 

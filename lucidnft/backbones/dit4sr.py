@@ -45,6 +45,7 @@ class DiT4SRBackbone:
         None  # the network sees the enlarged image, so any factor works; it was trained for 4
     )
     default_num_steps = 40
+    pre_restores = False
 
     def __init__(
         self,

@@ -43,6 +43,7 @@ class LucidFluxBackbone:
     name = "lucidflux"
     upscale: int | None = None
     default_num_steps = 24
+    pre_restores = True
 
     def __init__(
         self,

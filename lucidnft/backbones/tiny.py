@@ -57,6 +57,7 @@ class TinyBackbone:
     name = "tiny"
     upscale: int | None = 4
     default_num_steps = 4
+    pre_restores = False
     latent_spec = LatentSpec(channels=3, downscale=1, multiple=8)
     lora_modules: tuple[str, ...] = ("conv1", "conv2")
     lora_groups: Mapping[str, tuple[str, ...]] = {}

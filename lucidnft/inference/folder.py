@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ STOPPING_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO,
 """What befalls all that follow too; other errors of the file system are one file's (a name too long, say)."""
 
 UNEXPECTED_IN_A_ROW = 3
-"""Errors that no image should cause (a bug, a broken device) end the run when they come this often in a row."""
+"""Batches with errors that no image should cause (a bug, a broken device), without a restored image between them, that
+end the run.  Batches, because the images of one are alike: what fails on one fails on all."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +108,13 @@ def restore_files(
 
     Raises:
         OSError: an output cannot be written for a reason that would befall all that follow too.
-        RuntimeError, ...: the same kind of unexpected error several times in a row.
+        RuntimeError, ...: an unexpected error in UNEXPECTED_IN_A_ROW batches in a row.
     """
     output = output or OutputSettings()
     run = _Run(restore_images, output, record, RestoreSummary() if summary is None else summary)
     todo = []
     for batch in batches:
-        existing = {job.target for job in batch.jobs if skip_existing and job.target.is_file()}
+        existing = {job.target for job in batch.jobs if skip_existing and os.path.isfile(job.target)}
         run.summary.skipped += [job.target for job in batch.jobs if job.target in existing]
         if len(existing) < len(batch.jobs):
             todo.append(batch)
@@ -144,9 +146,12 @@ class _Run:
         self.summary = summary
         self.skipped: frozenset[Path] = frozenset()
         self._unexpected = 0
+        self._counted: Batch | None = None  # the last batch with an unexpected error
+        self._batch: Batch | None = None
 
     def restore_batch(self, batch: Batch, images: Sequence[ReadResult]) -> None:
         """Restore what could be decoded, images of one upright size together, and report the others."""
+        self._batch = batch
         by_size: dict[tuple[int, ...], list[tuple[RestoreJob, LoadedImage]]] = {}
         for job, image in zip(batch.jobs, images, strict=True):
             problem = _cannot_be_written(job, image, self.output) if isinstance(image, LoadedImage) else image
@@ -161,19 +166,19 @@ class _Run:
 
     def _restore_group(self, group: Sequence[tuple[RestoreJob, LoadedImage]]) -> None:
         started = time.perf_counter()
-        failure: Exception | None = None
-        restored: Sequence[RestoredImage] = ()
+        restored: Sequence[RestoredImage] | None = None
         try:
             lr = torch.stack([image.rgb for _, image in group])
             restored = self.restore_images(lr, [job.key for job, _ in group])
         except Exception as error:
-            failure = error
-        if failure is not None:
-            if len(group) > 1:
-                for single in group:  # to tell which of them it was
-                    self._restore_group([single])
-            elif group[0][0].target not in self.skipped:
-                self._failed(group[0][0], failure)
+            # no name may keep it after this block: its traceback holds what filled the memory
+            if len(group) == 1:
+                if group[0][0].target not in self.skipped:
+                    self._failed(group[0][0], error)
+                return
+        if restored is None:
+            for single in group:  # to tell which of them it was
+                self._restore_group([single])
             return
         self._unexpected = 0
         seconds = (time.perf_counter() - started) / len(group)
@@ -187,10 +192,11 @@ class _Run:
         record = FileRecord(
             job, None, seconds, (image.rgb.shape[1], image.rgb.shape[2]), (height, width), result.facts
         )
-        files = {job.target: sr}
+        files: dict[Path, Tensor] = {}
         if self.output.place_candidate is not None:
             for name, other in result.others.items():
                 files[self.output.place_candidate(job.target, name)] = other.detach().cpu()
+        files[job.target] = sr  # last: it is what --skip_existing looks for
 
         def write() -> None:
             for path, pixels in files.items():
@@ -216,7 +222,8 @@ class _Run:
     def _failed(self, job: RestoreJob, error: BaseException, *, counted: bool = False) -> None:
         """counted: it was restored, and failed after that."""
         if not isinstance(error, (ValueError, OSError)) and not is_out_of_memory(error):
-            self._unexpected += 1
+            self._unexpected += self._batch is not self._counted
+            self._counted = self._batch
             if self._unexpected == UNEXPECTED_IN_A_ROW:
                 raise error
         reason = _reason(error)

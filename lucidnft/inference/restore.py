@@ -16,11 +16,11 @@ from lucidnft.inference.color_fix import COLOR_FIXES, AlignMethod
 from lucidnft.inference.restoration import AlignTo, NoiseFunction, Restoration
 from lucidnft.inference.sizes import output_size, pad_to_multiple
 from lucidnft.inference.tile_memory import TilePlan, TileSize
-from lucidnft.inference.tiled_images import SolveSettings, backbone_of
+from lucidnft.inference.tiled_images import SolveSettings, backbone_of, tile_unit
 from lucidnft.policy import Policy
 from lucidnft.rng import generator_for
 
-__all__ = ["keyed_noise", "output_size", "pad_to_multiple", "restore"]
+__all__ = ["check_settings", "keyed_noise", "output_size", "pad_to_multiple", "restore"]
 
 
 def keyed_noise(shape: tuple[int, int, int], seed: int, key: str) -> Tensor:
@@ -85,9 +85,12 @@ def restore(
         torch.OutOfMemoryError, MemoryError: the smallest tiles do not fit, or tile_size is None.
     """
     backbone = backbone_of(policy_or_backbone)
+    check_settings(
+        backbone, num_inference_steps=num_inference_steps, solver=solver, fidelity=fidelity, align_method=align_method,
+        align_to=align_to, tile_size=tile_size, tile_overlap=tile_overlap, process_size=process_size,
+        batch_size=batch_size,
+    )  # fmt: skip
     num_inference_steps = backbone.default_num_steps if num_inference_steps is None else num_inference_steps
-    _check_settings(num_inference_steps, solver, align_method, align_to, batch_size)
-    _check_ranges(fidelity, tile_size, tile_overlap, process_size)
     keys = [str(i) for i in range(lr.shape[0])] if keys is None else list(keys)
     _check_images(lr, keys)
     size = _wanted_size(backbone, lr, upscale, size)
@@ -134,9 +137,21 @@ def _enlarged(lr: Tensor, native: int, process_size: int | None) -> Tensor:
     return resize(lr, (height, width))
 
 
-def _check_settings(
-    num_inference_steps: int, solver: str, align_method: str, align_to: str, batch_size: int
+def check_settings(
+    policy_or_backbone: Policy | Backbone,
+    *,
+    num_inference_steps: int | None = None,
+    solver: str = "euler",
+    fidelity: float = 0.0,
+    align_method: str = "nofix",
+    align_to: str = "lr",
+    tile_size: TileSize = None,
+    tile_overlap: int | None = None,
+    process_size: int | None = None,
+    batch_size: int = 8,
 ) -> None:
+    """Raise a ValueError for settings of `restore` with which no image at all can be restored."""
+    backbone = backbone_of(policy_or_backbone)
     for name, value, allowed in (
         ("solver", solver, ODE_SOLVERS),
         ("align_method", align_method, COLOR_FIXES),
@@ -148,25 +163,28 @@ def _check_settings(
         raise ValueError(
             f"align_to is {align_to!r}, but align_method 'nofix' takes no colours; choose a method"
         )
-    for name, number in (("num_inference_steps", num_inference_steps), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}, expected 1 or more")
-
-
-def _check_ranges(
-    fidelity: float, tile_size: TileSize, tile_overlap: int | None, process_size: int | None
-) -> None:
+    if align_to != "lr" and not backbone.pre_restores:
+        raise ValueError(
+            f"align_to is 'pre_restored', but backbone '{backbone.name}' has no pre-restorer; use 'lr'"
+        )
     if not 0 <= fidelity <= 1:
         raise ValueError(f"fidelity is {fidelity}, expected 0 (most detail) to 1 (most faithful)")
+    _check_numbers(
+        num_inference_steps=(num_inference_steps, 1), batch_size=(batch_size, 1), tile_size=(tile_size, 1),
+        tile_overlap=(tile_overlap, 0), process_size=(process_size, 1),
+    )  # fmt: skip
     if isinstance(tile_size, str) and tile_size != "auto":
         raise ValueError(f"tile_size is {tile_size!r}, expected pixels, 'auto' or None")
     if tile_overlap is not None and tile_size is None:
         raise ValueError(f"tile_overlap is {tile_overlap}, but without tile_size there are no tiles")
-    for name, number, least in (
-        ("tile_size", tile_size, 1),
-        ("tile_overlap", tile_overlap, 0),
-        ("process_size", process_size, 1),
-    ):
+    if isinstance(tile_size, int):
+        unit = tile_unit(backbone, backbone.upscale or 1)
+        TilePlan(tile_size, tile_overlap, batch_size).layout(unit, unit, unit)
+
+
+def _check_numbers(**numbers: tuple[object, int]) -> None:
+    """By name: a number, or what says that there is none, and the least it may be."""
+    for name, (number, least) in numbers.items():
         if isinstance(number, int) and number < least:
             raise ValueError(f"{name} is {number}, expected {least} or more")
 

@@ -144,19 +144,10 @@ class TiledImages:
         return self._over_tiles(of_tiles, x_0, self.latent_cells, self.unit)
 
     def pre_restored(self) -> Tensor:
-        """What the backbone made of the LR images before it drew: (B, 3, H, W) in [0, 1].
-
-        Raises:
-            ValueError: its conditions have no such field.
-        """
+        """What a backbone that `pre_restores` made of the LR images before it drew: (B, 3, H, W) in [0, 1]."""
 
         def field_of(_: Tensor, chunk: int) -> Tensor:
-            condition = self._condition(chunk)
-            if "pre_restored" not in condition.fields:
-                raise ValueError(
-                    f"align_to is 'pre_restored', but backbone '{self.backbone.name}' has no pre-restorer; use 'lr'"
-                )
-            return condition["pre_restored"].float() / 2 + 0.5
+            return self._condition(chunk)["pre_restored"].float() / 2 + 0.5
 
         return self._over_tiles(field_of, self.lr, self.unit // self.native, self.unit)
 

@@ -6,6 +6,7 @@ It looks at the saved files, also at those of earlier runs: with --skip_existing
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def run_checks(
     Raises:
         OSError: a file cannot be written.
     """
-    pairs = name_pairs([(job.source, job.target) for job in jobs if job.target.exists()], output_dir)
+    pairs = name_pairs([(job.source, job.target) for job in jobs if os.path.isfile(job.target)], output_dir)
     if not pairs:
         return ["there is no output to look at"] if checks.metrics or checks.maps or checks.compare else []
     missing: list[str] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 import warnings
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -67,11 +68,11 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
         print(f"failed: {printable(str(source))}: {reason}", file=sys.stderr)
     stops = sorted({reason for _, reason in shares if reason is not None})
     for reason in stops:
-        print(f"sample.py: stopped, cannot write: {reason}", file=sys.stderr)
+        print(f"sample.py: stopped: {reason}", file=sys.stderr)
     try:
         missing = run_checks(work.checks, work.jobs, work.output_dir, work.device, part=work.shard)
-    except (OSError, ValueError, RuntimeError) as error:
-        missing = [f"sample.py: the outputs could not be looked at: {error}"]
+    except Exception as error:  # the images are there, and what became of them has to be said
+        missing = [f"sample.py: the outputs could not be looked at: {_explained(error)}"]
     for line in missing:
         print(line, file=sys.stderr)
     return 1 if failed or stops or missing else 0
@@ -101,8 +102,18 @@ def restore_share(
                 progress=processes.is_main, record=manifest.add, summary=written,
             )  # fmt: skip
     except OSError as error:
-        return written, str(error)
+        return written, f"cannot write: {error}"
+    except Exception as error:  # the other processes wait for this one, and what it has done has to be said
+        return written, _explained(error)
     return written, None
+
+
+def _explained(error: Exception) -> str:
+    """An error in a line; one that nobody expects is printed with where it came from."""
+    if isinstance(error, (OSError, ValueError)):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

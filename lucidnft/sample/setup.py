@@ -17,11 +17,12 @@ from torch import Tensor
 from lucidnft.backbones.base import Backbone
 from lucidnft.checkpoint.fingerprint import fingerprint
 from lucidnft.config import base_section
-from lucidnft.inference import load_policy, restore
+from lucidnft.inference import load_policy
 from lucidnft.inference.batching import Batch, plan_batches, share_of
 from lucidnft.inference.device import move_to
 from lucidnft.inference.folder import OutputSettings, RestoredImage, RestoreFunction
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
+from lucidnft.inference.restore import check_settings, restore
 from lucidnft.inference.sizes import asked_size, output_size
 from lucidnft.inference.speed_settings import prepare_for_restoring
 from lucidnft.policy import Policy, Role
@@ -41,6 +42,12 @@ LEFT_OUT = (
     "device",
 )
 """Options that a manifest's settings do not repeat: they say which files, or look at what was restored."""
+
+RESTORE_OPTIONS = (
+    "num_inference_steps", "solver", "fidelity", "align_method", "align_to", "tile_size", "tile_overlap",
+    "process_size", "batch_size",
+)  # fmt: skip
+"""Options that `restore` takes under the same names."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +123,19 @@ def size_function(args: argparse.Namespace) -> Callable[[int, int], tuple[int, i
 def restore_function(
     args: argparse.Namespace, policy: Policy | Backbone, device: torch.device
 ) -> RestoreFunction:
-    """What is done to images of one size, as the command line asks."""
+    """What is done to images of one size, as the command line asks.
 
-    size_of = size_function(args)
+    Raises:
+        ValueError: settings with which no image can be restored, or by which no candidate can be chosen.
+    """
+
+    size_of, options = size_function(args), {name: getattr(args, name) for name in RESTORE_OPTIONS}
+    check_settings(policy, **options)
+    storage = "cpu" if args.storage == "cpu" else None
 
     def restore_batch(lr: Tensor, keys: Sequence[str]) -> Tensor:
-        return restore(
-            policy, lr, keys=keys, upscale=None, size=size_of(lr.shape[2], lr.shape[3]), seed=args.seed,
-            solver=args.solver, num_inference_steps=args.num_inference_steps, fidelity=args.fidelity,
-            align_method=args.align_method, align_to=args.align_to, tile_size=args.tile_size,
-            tile_overlap=args.tile_overlap, process_size=args.process_size, batch_size=args.batch_size,
-            storage="cpu" if args.storage == "cpu" else None,
-        )  # fmt: skip
+        size = size_of(lr.shape[2], lr.shape[3])
+        return restore(policy, lr, keys=keys, size=size, seed=args.seed, storage=storage, **options)
 
     if args.num_samples == 1:
         return lambda lr, keys: [RestoredImage(sr) for sr in restore_batch(lr, keys)]

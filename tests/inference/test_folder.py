@@ -1,8 +1,10 @@
 """The loop over files: failures, batches, what is kept of a picture, and what is done again."""
 
 import errno
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -160,6 +162,72 @@ def test_one_bug_is_a_failed_image_and_three_in_a_row_end_the_run(tmp_path):
     ] * 4
     with pytest.raises(RuntimeError, match="mat1"):
         run(tmp_path, broken_for("1", "2", "3"))
+
+
+def test_a_bug_that_befalls_a_batch_counts_once(tmp_path):
+    """Images of one batch are of one size: an error of that size is no sign that the machine is broken."""
+    touch(tmp_path / "in", *(f"{i}.png" for i in range(4)))
+    touch(tmp_path / "in", *(f"other{i}.png" for i in range(4)), size=(5, 5))
+
+    def broken(lr, keys):
+        if lr.shape[2] == 3:
+            raise RuntimeError("too much shared memory required")
+        return doubled(lr, keys)
+
+    summary = run(tmp_path, broken, batch_size=4)
+    assert len(summary.failed) == 4 and len(summary.restored) == 4
+
+
+def test_what_a_failed_attempt_held_is_free_before_the_next(tmp_path):
+    """An exception's traceback holds the tensors of every frame; out of memory, they would be in the way."""
+
+    class Activations:
+        pass
+
+    touch(tmp_path / "in", "a.png", "b.png", "c.png")
+    held = []
+
+    def full(lr, keys):
+        assert all(reference() is None for reference in held)
+        activations = Activations()
+        held.append(weakref.ref(activations))
+        if len(keys) > 1 or keys[0] == "b":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return doubled(lr, keys)
+
+    gc.disable()  # it would free a cycle at times
+    try:
+        summary = run(tmp_path, full, batch_size=3)
+    finally:
+        gc.enable()
+    assert len(held) == 4 and [path.name for path, _ in summary.failed] == ["b.png"]
+
+
+def test_an_output_whose_name_is_too_long_is_its_own_failure_when_resumed(tmp_path):
+    """The system refuses even the question whether such a file is there."""
+    touch(tmp_path / "in", "a.png", "n" * 251 + ".png")
+    (tmp_path / "out").mkdir()
+    batches = plan_batches(plan_jobs(tmp_path / "in", tmp_path / "out", full_names=True), 1)
+    summary = restore_files(batches, doubled, skip_existing=True, progress=False)
+    assert [path.name for path in summary.restored] == ["a.png.png"]
+    assert len(summary.failed) == 1 and "File name too long" in summary.failed[0][1]
+
+
+def test_an_output_is_written_after_its_candidates(tmp_path, monkeypatch):
+    """--skip_existing looks for the output: a run killed between them makes both again."""
+    touch(tmp_path / "in", "a.png")
+    real, written = folder_module.save_image, []
+    monkeypatch.setattr(
+        folder_module, "save_image", lambda path, *a, **o: (written.append(path.name), real(path, *a, **o))
+    )
+
+    def two(lr, keys):
+        sr = doubled(lr, keys)[0].sr
+        return [RestoredImage(sr, {}, {"sample1": sr})]
+
+    place = OutputSettings(place_candidate=lambda path, name: path.with_name(f"{name}.png"))
+    run(tmp_path, two, place)
+    assert written == ["sample1.png", "a.png"]
 
 
 def test_a_full_disk_stops_the_run_and_one_bad_name_does_not(tmp_path, monkeypatch):

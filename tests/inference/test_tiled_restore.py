@@ -31,6 +31,7 @@ class PixelBackbone:
 
     name = "pixel"
     default_num_steps = 3
+    pre_restores = True
     fails_above = math.inf  # output pixels in one call
 
     def __init__(self):

@@ -210,6 +210,21 @@ def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base,
         (arguments(photos / "odd.png", out, tmp_path / "no_run"), "checkpoint"),
         (arguments(photos / "odd.png", out, photos), "no checkpoint in"),
         ([*arguments(photos / "odd.png", out, base), "--device", "tpu"], "'--device tpu': expected auto"),
+        (
+            [
+                *arguments(photos / "odd.png", out, base),
+                "--align_to",
+                "pre_restored",
+                "--align_method",
+                "adain",
+            ],
+            "has no pre-restorer",
+        ),
+        (
+            [*arguments(photos / "odd.png", out, base), "--tile_size", "3"],
+            "tile_size is 3, expected 8 or more",
+        ),
+        ([*arguments(photos / "odd.png", out, base), "--tile_overlap", "-5"], "tile_overlap is -5"),
     ]
     for argv, message in cases:
         assert main(argv) == 2
