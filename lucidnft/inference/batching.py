@@ -6,6 +6,8 @@ so an image is always restored beside the same others, and no rounding can tell 
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,6 +58,15 @@ def plan_batches(jobs: Sequence[RestoreJob], batch_size: int) -> list[Batch]:
             full = len(batches[index]) >= min(batch_size, BATCH_PIXELS // max(1, area))
             open_batches.pop(size, None) if full else open_batches.update({size: index})
     return [Batch(tuple(batch), area * len(batch)) for batch, area in zip(batches, pixels, strict=True)]
+
+
+def plan_digest(batches: Sequence[Batch]) -> str:
+    """Hash of which files go through the network together: processes that split them must agree on it."""
+    digest = hashlib.blake2b(digest_size=8)
+    for batch in batches:
+        names = b"\0".join(os.fsencode(job.source) for job in batch.jobs)
+        digest.update(b"%d %d %d %b\n" % (batch.pixels, len(batch.jobs), len(names), names))
+    return digest.hexdigest()
 
 
 def share_of(batches: Sequence[Batch], index: int, count: int) -> list[Batch]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import torch
 
 from lucidnft.backbones.base import Backbone
@@ -34,3 +36,10 @@ def move_to(policy_or_backbone: Policy | Backbone, device: torch.device) -> Poli
     backbone = policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
     backbone.to(device)
     return policy_or_backbone
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Free what no name holds any more, so that other processes and libraries can have it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -64,6 +64,11 @@ def plan_jobs(
         )
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file; give a folder")
+    if os.path.isdir(source) and _real(output_dir) == _real(Path(source)):
+        raise ValueError(
+            f"output_dir {output_dir} is the input folder: the next run would take outputs for inputs; give another, "
+            "it may lie inside"
+        )
     folder, files = _found(source, recursive)
     files = _without_results(files, folder, output_dir)
     jobs = [

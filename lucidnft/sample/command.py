@@ -41,17 +41,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, processes: Processes) -> int:
     from lucidnft.evaluation.pairing import printable
+    from lucidnft.inference.device import give_back_memory
     from lucidnft.sample.checks import run_checks
-    from lucidnft.sample.setup import prepare
 
-    work, problem = None, None
-    try:
-        work = prepare(args, processes)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        problem = str(error)
-        print(f"sample.py: {problem}", file=sys.stderr)
-    problems = processes.gather(problem)  # all go on, or none: they wait for each other later
-    if work is None or any(found is not None for found in problems):
+    work = _prepared(args, processes)
+    if work is None:
         return 2
     summary, stopped = restore_share(args, work, processes)
     shares = processes.gather((summary, stopped))
@@ -69,13 +63,38 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     stops = sorted({reason for _, reason in shares if reason is not None})
     for reason in stops:
         print(f"sample.py: stopped: {reason}", file=sys.stderr)
+    checks, jobs, output_dir, device, shard = work.checks, work.jobs, work.output_dir, work.device, work.shard
+    del work  # the networks that score need the memory
+    give_back_memory(device)
     try:
-        missing = run_checks(work.checks, work.jobs, work.output_dir, work.device, part=work.shard)
+        missing = run_checks(checks, jobs, output_dir, device, part=shard)
     except Exception as error:  # the images are there, and what became of them has to be said
         missing = [f"sample.py: the outputs could not be looked at: {_explained(error)}"]
     for line in missing:
         print(line, file=sys.stderr)
     return 1 if failed or stops or missing else 0
+
+
+def _prepared(args: argparse.Namespace, processes: Processes) -> Work | None:
+    """The work of this process, if all have theirs and agree on the whole: they wait for each other later."""
+    from lucidnft.sample.setup import prepare
+
+    work, problem = None, None
+    try:
+        work = prepare(args, processes)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        problem = str(error)
+        print(f"sample.py: {problem}", file=sys.stderr)
+    states = processes.gather((problem, work and work.plan))
+    if any(found is not None for found, _ in states):
+        return None
+    if len({plan for _, plan in states}) > 1:
+        if processes.is_main:
+            print(
+                "sample.py: the input changed while the processes looked at it; start again", file=sys.stderr
+            )
+        return None
+    return work
 
 
 def restore_share(
@@ -85,16 +104,25 @@ def restore_share(
     from lucidnft.environment import environment
     from lucidnft.inference.folder import RestoreSummary, restore_files
     from lucidnft.policy import Policy, Role
-    from lucidnft.sample.manifest import Manifest, other_settings
+    from lucidnft.sample.manifest import Manifest, other_plans, other_settings
 
     if args.skip_existing and processes.is_main:
         different = other_settings(work.output_dir, work.settings)
         if different:
             print(f"sample.py: outputs that are there were made with {'; '.join(different)}", file=sys.stderr)
+    strangers = (
+        other_plans(work.output_dir, work.shard, work.plan) if work.shard and processes.is_main else []
+    )
+    if strangers:
+        print(
+            f"sample.py: {', '.join(strangers)} saw other input files than this shard, so some may be restored by "
+            "none; start all shards again with --skip_existing",
+            file=sys.stderr,
+        )
     written = RestoreSummary()
     # an adapter is added to its base once, not for every image
     fold = work.policy.folded(Role.CURRENT) if isinstance(work.policy, Policy) else nullcontext()
-    facts = environment(work.device, processes.count)
+    facts = {"shard": work.shard, "plan": work.plan, **environment(work.device, processes.count)}
     try:
         with fold, Manifest(work.output_dir, work.settings, facts, work.part) as manifest:
             restore_files(

@@ -104,6 +104,15 @@ def other_settings(output_dir: Path, settings: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
+def other_plans(output_dir: Path, shard: str, plan: str) -> list[str]:
+    """Shards whose last run was about other input files than `plan`: together they may leave some out."""
+    last: dict[str, str] = {}
+    for line in read_manifests(output_dir):
+        if line.get("shard") and "plan" in line:
+            last[line["shard"]] = line["plan"]
+    return sorted(other for other, its_plan in last.items() if other != shard and its_plan != plan)
+
+
 def chosen_samples(output_dir: Path) -> dict[str, dict[str, str]]:
     """By output: which of its candidates was chosen last, as a page shows it."""
     return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,7 @@ from lucidnft.backbones.base import Backbone
 from lucidnft.checkpoint.fingerprint import fingerprint
 from lucidnft.config import base_section
 from lucidnft.inference import load_policy
-from lucidnft.inference.batching import Batch, plan_batches, share_of
+from lucidnft.inference.batching import Batch, plan_batches, plan_digest, share_of
 from lucidnft.inference.device import move_to
 from lucidnft.inference.folder import OutputSettings, RestoredImage, RestoreFunction
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
@@ -56,6 +58,7 @@ class Work:
 
     output_dir: Path
     jobs: list[RestoreJob]  # of all processes that were launched together
+    plan: str  # which files those of all shards are, and how they go together
     batches: list[Batch]  # the share of this one
     policy: Policy | Backbone
     restore_images: RestoreFunction
@@ -77,7 +80,9 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
     jobs = plan_jobs(
         args.input, output_dir, recursive=args.recursive, image_format=args.format, full_names=args.full_names
     )
+    check_places(args, jobs, output_dir)
     batches = plan_batches(jobs, args.batch_size)
+    plan = plan_digest(batches)
     if args.shard is not None:
         batches = share_of(batches, *args.shard)
     jobs = [job for batch in batches for job in batch.jobs]
@@ -98,9 +103,11 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
     )
     restore_images = restore_function(args, policy, device)
     check_writable(output_dir)
+    check_case(jobs, output_dir)
     return Work(
         output_dir,
         jobs,
+        plan,
         share_of(batches, processes.index, processes.count),
         policy,
         restore_images,
@@ -152,7 +159,8 @@ def _choosing(
         choice = candidates.choose(lr, drawn, key=key)
         others = {f"sample{i}": sr for i, sr in enumerate(drawn) if i != choice.index}
         facts = {"sample": choice.index, "scores": choice.scores, "advantages": choice.advantages}
-        return RestoredImage(drawn[choice.index], facts, others)
+        kept = drawn[choice.index].clone()  # a view would hold all of them until it is written
+        return RestoredImage(kept, facts, others)
 
     return lambda lr, keys: [choose(image, key) for image, key in zip(lr, keys, strict=True)]
 
@@ -165,6 +173,37 @@ def _candidate_places(output_dir: Path) -> Callable[[Path, str], Path]:
         return path.with_name(f"{path.stem}.{name}{path.suffix}")
 
     return place
+
+
+def check_places(args: argparse.Namespace, jobs: Sequence[RestoreJob], output_dir: Path) -> None:
+    """Raise a ValueError if outputs would lie among other files that the command writes."""
+    taken = {"candidates": args.keep_candidates, "maps": args.save_map, "compare": args.compare}
+    for job in jobs:
+        name, *below = job.target.relative_to(output_dir).parts
+        if below and taken.get(name):
+            raise ValueError(
+                f"{job.source} would be written into {output_dir / name}, where other files go that were asked for; "
+                "rename that sub-folder of the input"
+            )
+
+
+def check_case(jobs: Sequence[RestoreJob], output_dir: Path) -> None:
+    """Raise a ValueError if outputs differ by upper and lower case alone and the disk does not tell them apart."""
+    alike: defaultdict[str, list[Path]] = defaultdict(list)
+    for job in jobs:
+        alike[str(job.target).casefold()].append(job.source)
+    shared = [files for files in alike.values() if len(files) > 1]
+    if shared and ignores_case(output_dir):
+        raise ValueError(
+            f"{output_dir} does not tell upper from lower case, and {' and '.join(map(str, shared[0]))} differ in it "
+            "alone; rename one"
+        )
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether "a" and "A" are one file there; asked of a file that is made for it."""
+    with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
+        return os.path.exists(folder / Path(file.name).name.swapcase())
 
 
 def check_writable(folder: Path) -> None:

@@ -57,9 +57,18 @@ def test_two_inputs_for_one_output_are_refused(tmp_path):
 
 def test_an_input_is_never_replaced(tmp_path):
     touch(tmp_path, "a.png")
-    for source in (tmp_path, tmp_path / "a.png"):
-        with pytest.raises(ValueError, match=r"would replace an input .*a\.png.*another output_dir"):
-            plan_jobs(source, tmp_path / ".." / tmp_path.name)
+    with pytest.raises(ValueError, match=r"would replace an input .*a\.png.*another output_dir"):
+        plan_jobs(tmp_path / "a.png", tmp_path / ".." / tmp_path.name)
+
+
+def test_a_folder_is_not_its_own_output_folder(tmp_path):
+    """Its outputs, of another format, would be inputs when the command is run again."""
+    touch(tmp_path, "a.jpg")
+    with pytest.raises(ValueError, match="is the input folder: the next run would take outputs for inputs"):
+        plan_jobs(tmp_path, tmp_path / ".." / tmp_path.name)
+    assert (
+        len(plan_jobs(tmp_path / "a.jpg", tmp_path)) == 1 == len(plan_jobs(tmp_path, tmp_path / "restored"))
+    )
 
 
 def test_results_below_the_input_folder_are_not_inputs_of_the_next_run(tmp_path):

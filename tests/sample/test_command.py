@@ -20,6 +20,7 @@ from lucidnft.inference.checkpoints import POLICY_FORMAT
 from lucidnft.inference.color_fix import COLOR_FIXES
 from lucidnft.policy import Role
 from lucidnft.sample import arguments as sample_arguments
+from lucidnft.sample import setup
 from lucidnft.sample.command import main
 from tests.small_backbone import moved_policy, small_backbone
 
@@ -304,6 +305,52 @@ def test_the_help_is_grouped_and_fits_two_screens(monkeypatch):
         assert f"\n{group}\n" in text
     assert len(text.splitlines()) <= 80
     assert not any(alias in text for alias in ("--input_image", "--control_image", "--num_steps"))
+
+
+def test_outputs_never_lie_among_other_files_of_the_command(photos, base, tmp_path, capsys):
+    (photos / "sub").rename(photos / "maps")
+    argv = [*arguments(photos, tmp_path / "out", base), "--recursive"]
+    assert main([*argv, "--save_map"]) == 2
+    assert "deeper.png would be written into" in capsys.readouterr().err
+    assert main([*argv, "--keep_candidates", "--num_samples", "2", "--select_by", "lr_fidelity"]) == 1
+    assert (tmp_path / "out" / "maps" / "deeper.png").is_file()
+
+
+def test_outputs_that_differ_in_case_alone_need_a_disk_that_tells(
+    photos, base, tmp_path, capsys, monkeypatch
+):
+    Image.fromarray(pixels(2, 2)).save(photos / "ODD.png")
+    argv = arguments(photos, tmp_path / "out", base)
+    with monkeypatch.context() as patch:
+        patch.setattr("lucidnft.sample.setup.ignores_case", lambda folder: True)
+        assert main(argv) == 2
+    assert "does not tell upper from lower case" in capsys.readouterr().err
+    assert main(argv) == 1 and (tmp_path / "out" / "ODD.png").is_file()
+
+
+def test_an_unexpected_error_ends_the_run_with_a_report(photos, base, tmp_path, capsys, monkeypatch):
+    real = setup.restore
+
+    def broken(policy, lr, *, keys, **options):
+        if keys != ["alpha"]:
+            raise RuntimeError("mat1 and mat2")
+        return real(policy, lr, keys=keys, **options)
+
+    monkeypatch.setattr(setup, "restore", broken)
+    assert main([*arguments(photos, tmp_path / "out", base), "--metrics", "lr_fidelity"]) == 1
+    said = capsys.readouterr()
+    assert "sample.py: stopped: RuntimeError: mat1 and mat2" in said.err and "Traceback" in said.err
+    assert "1 restored, 0 skipped, 3 failed" in said.out and "scores: " in said.out
+
+
+def test_nothing_that_befalls_the_checks_hides_what_was_restored(photos, base, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError("42 GiB")
+
+    monkeypatch.setattr("lucidnft.sample.checks.score_outputs", full)
+    assert main([*arguments(photos / "odd.png", tmp_path / "out", base), "--metrics", "lr_fidelity"]) == 1
+    said = capsys.readouterr()
+    assert "1 restored" in said.out and "could not be looked at: MemoryError: 42 GiB" in said.err
 
 
 def test_an_output_folder_that_cannot_be_written_ends_with_status_one(

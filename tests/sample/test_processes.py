@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,23 @@ def test_shards_make_the_pixels_of_the_whole(photos, base, alone, tmp_path):
     assert outputs(tmp_path / "out") == alone
 
 
+def test_shards_that_saw_other_files_say_so(photos, base, tmp_path, capsys):
+    """Each cuts the list for itself: with another list, some files would be restored by none."""
+    photos = Path(shutil.copytree(photos, tmp_path / "photos"))
+    main(arguments(photos, tmp_path / "out", base, "--shard", "1/2"))
+    (photos / "new.png").write_bytes((photos / "0.png").read_bytes())
+    main(arguments(photos, tmp_path / "out", base, "--shard", "2/2"))
+    assert "shard-1-of-2 saw other input files than this shard" in capsys.readouterr().err
+    main(arguments(photos, tmp_path / "out", base, "--shard", "1/2", "--skip_existing"))
+    assert "saw other input files" not in capsys.readouterr().err
+
+
+def test_processes_that_saw_other_files_do_not_start(photos, base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Processes, "gather", lambda self, mine: [mine, (None, "other files")])
+    assert main(arguments(photos, tmp_path / "out", base)) == 2
+    assert "the input changed while the processes looked at it" in capsys.readouterr().err
+
+
 def test_a_killed_run_goes_on_where_it_stopped(photos, base, alone, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "sample.py"), *arguments(photos, out, base)]
@@ -158,7 +176,8 @@ class OneOfTwo(Processes):
     """A process whose neighbour says what it is told to say."""
 
     def gather(self, mine):
-        return [mine, ""] if mine is None or isinstance(mine, str) else [mine, mine]
+        first, _ = mine  # what hindered it; or, in the end, what it restored
+        return [mine, ("", None)] if first is None else [mine, mine]
 
 
 def test_no_process_goes_on_when_another_could_not_start(photos, base, tmp_path):
