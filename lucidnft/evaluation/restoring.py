@@ -6,16 +6,22 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
+import lucidnft
+from lucidnft.backbones.adapter_files import is_adapter_folder
 from lucidnft.backbones.base import Backbone
+from lucidnft.backbones.merged_files import is_merged
+from lucidnft.checkpoint import load_header
 from lucidnft.evaluation.pairing import file_digest, printable
 from lucidnft.evaluation.settings import RestoreRun
 from lucidnft.images import list_images
 from lucidnft.inference import load_policy, restore
 from lucidnft.inference.batching import plan_batches
-from lucidnft.inference.checkpoints import BASE, find_weights
+from lucidnft.inference.checkpoints import BASE, find_weights, weights_id
 from lucidnft.inference.device import choose_device, move_to
 from lucidnft.inference.folder import RestoredImage, restore_files
 from lucidnft.inference.jobs import plan_jobs
@@ -29,15 +35,16 @@ def restore_method(
 ) -> tuple[Path, dict[str, str]]:
     """Restore the lr folder with a checkpoint; returns the folder of the results and {stem: why it failed}.
 
-    The folder's name has a hash of settings, weights and LR files, so that what another checkpoint or another
-    setting left behind is never taken for this one's; what this one left when it was stopped is kept.
+    The folder's name has a hash of settings, weights, LR files, versions and kind of device, so that what another
+    checkpoint, setting or version left behind is never taken for this one's; what this one left when it was stopped
+    is kept.
 
     Raises:
         ValueError, OSError: the checkpoint cannot be loaded, or nothing can be written.
     """
     where = choose_device(device, setting="device=")
     policy = move_to(load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path), where)
-    folder = output_dir / "restored" / f"{name}-{_run_digest(run, lr, policy)}"
+    folder = output_dir / "restored" / f"{name}-{_run_digest(run, lr, policy, where)}"
 
     def restore_images(images: Tensor, keys: Sequence[str]) -> list[RestoredImage]:
         restored = restore(
@@ -53,12 +60,24 @@ def restore_method(
     }
 
 
-def _run_digest(run: RestoreRun, lr: Path, policy: Policy | Backbone) -> str:
-    backbone = policy.backbone if isinstance(policy, Policy) else policy
+def _run_digest(run: RestoreRun, lr: Path, loaded: Policy | Backbone, device: torch.device) -> str:
     parts = {
         "settings": run.model_dump(mode="json", exclude={"checkpoint", "model_name_or_path"}),
-        "weights": BASE if run.checkpoint == BASE else file_digest(find_weights(run.checkpoint)),
-        "backbone": backbone.fingerprint,
+        "weights": weights_id(loaded),
+        "said": _said_beside_weights(run.checkpoint),
         "lr": [(printable(path.name), file_digest(path)) for path in list_images(lr)],
+        "lucidnft": lucidnft.__version__,
+        "torch": torch.__version__,
+        "device": device.type,
     }
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+
+
+def _said_beside_weights(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint says of its base, its scales and how it is run, which weights alone do not tell."""
+    path = Path(checkpoint)
+    if checkpoint == BASE:
+        return {}
+    if is_adapter_folder(path) or is_merged(path):
+        return {str(file.relative_to(path)): file_digest(file) for file in sorted(path.rglob("*.json"))}
+    return dict(load_header(find_weights(path)))

@@ -29,6 +29,7 @@ from lucidnft.backbones.lucidflux_config import LucidFluxBackboneConfig
 from lucidnft.backbones.merged_files import is_merged, merged_section
 from lucidnft.backbones.tiny import WEIGHTS_FORMAT, TinyBackbone, TinyBackboneConfig
 from lucidnft.checkpoint import latest_checkpoint, load_header, load_tensors
+from lucidnft.checkpoint.fingerprint import fingerprint
 from lucidnft.checkpoint.required_files import check_files
 from lucidnft.policy import Policy, Role
 
@@ -95,6 +96,13 @@ def load_policy(
         f"{file} has format {kind!r} in its header; a policy ({POLICY_FORMAT}) or base weights "
         f"({WEIGHTS_FORMAT}) were expected. In a checkpoint folder that is policy.safetensors"
     )
+
+
+def weights_id(loaded: Policy | Backbone) -> str:
+    """What identifies the weights that `load_policy` gave: of the base, and of the adapter if there is one."""
+    if isinstance(loaded, Policy):
+        return f"{loaded.backbone.fingerprint}+{fingerprint(loaded.state(Role.CURRENT))}"
+    return loaded.fingerprint
 
 
 def stored_backbone(path: str | Path) -> BackboneConfig:

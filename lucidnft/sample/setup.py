@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from lucidnft.backbones.base import Backbone
-from lucidnft.checkpoint.fingerprint import fingerprint
 from lucidnft.config import base_section
 from lucidnft.inference import load_policy
 from lucidnft.inference.batching import Batch, plan_batches, plan_digest, share_of
+from lucidnft.inference.checkpoints import weights_id
 from lucidnft.inference.device import move_to
 from lucidnft.inference.folder import OutputSettings, RestoredImage, RestoreFunction
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
 from lucidnft.inference.restore import check_settings, restore
 from lucidnft.inference.sizes import asked_size, output_size
 from lucidnft.inference.speed_settings import prepare_for_restoring
-from lucidnft.policy import Policy, Role
+from lucidnft.policy import Policy
 from lucidnft.sample.candidates import Candidates, build_candidates
 from lucidnft.sample.checks import NO_CHECKS, Checks, plan_checks
 from lucidnft.sample.processes import Processes
@@ -93,7 +93,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
     policy = move_to(loaded, device)
     prepare_for_restoring(policy, dtype=args.dtype, compile=args.compile)
     settings = {name: value for name, value in sorted(vars(args).items()) if name not in LEFT_OUT}
-    settings["weights"] = _weights(policy)
+    settings["weights"] = weights_id(policy)
     output = OutputSettings(
         bit_depth="auto" if args.bit_depth == "auto" else 16 if args.bit_depth == "16" else 8,
         quality=args.quality,
@@ -211,13 +211,6 @@ def check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, "the output folder cannot be written", str(folder))
-
-
-def _weights(policy: Policy | Backbone) -> str:
-    """What identifies the weights: of the base, and of the adapter if there is one."""
-    if isinstance(policy, Policy):
-        return f"{policy.backbone.fingerprint}+{fingerprint(policy.state(Role.CURRENT))}"
-    return policy.fingerprint
 
 
 def _shard(args: argparse.Namespace) -> str:

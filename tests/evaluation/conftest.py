@@ -10,6 +10,9 @@ import torch
 
 from lucidnft.evaluation.settings import EvaluationConfig, parse_evaluation
 from lucidnft.images import save_image
+from tests.small_dit4sr import one_thread
+
+__all__ = ["one_thread"]
 
 STEMS = ("a.1", "b", "c", "d", "e")
 
