@@ -119,9 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         config = read_settings(args)
+        from lucidnft.config import base_section
         from lucidnft.evaluation.evaluator import evaluate
 
-        result = evaluate(config)
+        bases = {name: base_section(run.base_config) for name, run in config.run.items() if run.base_config}
+        result = evaluate(config, bases=bases)
     except (ValueError, FileNotFoundError, ImportError) as error:
         return _stop(f"evaluation: {error}", 2)
     except (RuntimeError, OSError) as error:

@@ -15,10 +15,11 @@ from lucidnft.evaluation.cache import ScoreCache, score_key
 from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric, check_names, metric_specs
 from lucidnft.evaluation.pairing import Case, Pairs, Problem, file_digest, pair_method
 from lucidnft.evaluation.protocols import Protocol
-from lucidnft.evaluation.restoring import restore_method
+from lucidnft.evaluation.restoring import check_runs, restore_method
 from lucidnft.evaluation.scoring import Job, Scorer
 from lucidnft.evaluation.settings import EvaluationConfig, check_folders
 from lucidnft.images import UnreadableImageError, read_size
+from lucidnft.inference.checkpoints import BackboneConfig
 from lucidnft.inference.device import choose_device
 
 CACHE_FILE = "cache.jsonl"
@@ -50,8 +51,15 @@ class Evaluation:
         return not self.problems and not self.unavailable
 
 
-def evaluate(config: EvaluationConfig, *, progress: bool = True) -> Evaluation:
+def evaluate(
+    config: EvaluationConfig,
+    *,
+    bases: Mapping[str, BackboneConfig] | None = None,
+    progress: bool = True,
+) -> Evaluation:
     """Score the saved files of every method with every metric, as far as that can be done.
+
+    bases: for every method of `run` with a base_config what `lucidnft.config.base_section` reads from that file.
 
     Scores are kept in output_dir/cache.jsonl as they are computed: a killed evaluation continues when it is started
     again, and one with another metric or method computes only what is new.
@@ -62,6 +70,7 @@ def evaluate(config: EvaluationConfig, *, progress: bool = True) -> Evaluation:
     """
     check_folders(config)
     check_names(config.metrics or ())
+    check_runs(config.run, bases or {})
     devices, workers = plan_workers(config.device, config.workers)
     result = Evaluation(config.benchmark, config.conventions, config.method_names, config.baseline)
     specs = metric_specs(config)
@@ -69,7 +78,7 @@ def evaluate(config: EvaluationConfig, *, progress: bool = True) -> Evaluation:
         metrics = _with_inputs(_available(scorer.describe(progress), result), config, result)
         result.metrics = tuple(metrics.values())
         for method in result.methods:
-            pairs = _pairs_of(method, config, result, progress)
+            pairs = _pairs_of(method, config, bases or {}, result, progress)
             result.cases[method] = {case.stem: case for case in pairs.cases}
             result.problems += pairs.problems
             result.scores[method] = {name: {} for name in metrics}
@@ -129,13 +138,19 @@ def _with_inputs(
     return {name: metric for name, metric in metrics.items() if name not in lacking}
 
 
-def _pairs_of(method: str, config: EvaluationConfig, result: Evaluation, progress: bool) -> Pairs:
+def _pairs_of(
+    method: str,
+    config: EvaluationConfig,
+    bases: Mapping[str, BackboneConfig],
+    result: Evaluation,
+    progress: bool,
+) -> Pairs:
     failed: dict[str, str] = {}
     if method in config.run:
         assert config.lr is not None  # the settings have been checked for it
         folder, failed = restore_method(
             method, config.run[method], Path(config.lr), Path(config.output_dir),
-            device=config.device, progress=progress,
+            device=config.device, base=bases.get(method), progress=progress,
         )  # fmt: skip
     else:
         folder = Path(config.methods[method])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lucidnft.evaluation.settings import RestoreRun
 from lucidnft.images import list_images
 from lucidnft.inference import load_policy, restore
 from lucidnft.inference.batching import plan_batches
-from lucidnft.inference.checkpoints import BASE, find_weights, weights_id
+from lucidnft.inference.checkpoints import BASE, BackboneConfig, find_weights, weights_id
 from lucidnft.inference.device import choose_device, move_to
 from lucidnft.inference.folder import RestoredImage, restore_files
 from lucidnft.inference.jobs import plan_jobs
@@ -30,10 +30,32 @@ from lucidnft.policy import Policy
 BATCH_SIZE = 4
 
 
+def check_runs(runs: Mapping[str, RestoreRun], bases: Mapping[str, BackboneConfig]) -> None:
+    """Raise a ValueError or FileNotFoundError for a checkpoint that is not there, or a base that was not read."""
+    for name, run in runs.items():
+        if run.base_config is not None and name not in bases:
+            raise ValueError(
+                f"run.{name}.base_config is {run.base_config}, whose model: section was not given; from Python: "
+                f"bases={{'{name}': lucidnft.config.base_section('{run.base_config}')}}"
+            )
+        path = Path(run.checkpoint)
+        if run.checkpoint != BASE and not is_adapter_folder(path) and not is_merged(path):
+            find_weights(path)
+
+
 def restore_method(
-    name: str, run: RestoreRun, lr: Path, output_dir: Path, *, device: str, progress: bool = True
+    name: str,
+    run: RestoreRun,
+    lr: Path,
+    output_dir: Path,
+    *,
+    device: str,
+    base: BackboneConfig | None = None,
+    progress: bool = True,
 ) -> tuple[Path, dict[str, str]]:
     """Restore the lr folder with a checkpoint; returns the folder of the results and {stem: why it failed}.
+
+    base: what run.base_config says, as `lucidnft.config.base_section` reads it.
 
     The folder's name has a hash of settings, weights, LR files, versions and kind of device, so that what another
     checkpoint, setting or version left behind is never taken for this one's; what this one left when it was stopped
@@ -43,8 +65,9 @@ def restore_method(
         ValueError, OSError: the checkpoint cannot be loaded, or nothing can be written.
     """
     where = choose_device(device, setting="device=")
-    policy = move_to(load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path), where)
-    folder = output_dir / "restored" / f"{name}-{_run_digest(run, lr, policy, where)}"
+    loaded = load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path, base=base)
+    policy = move_to(loaded, where)
+    folder = output_dir / "restored" / f"{name}-{_run_digest(run, base, lr, policy, where)}"
 
     def restore_images(images: Tensor, keys: Sequence[str]) -> list[RestoredImage]:
         restored = restore(
@@ -60,9 +83,12 @@ def restore_method(
     }
 
 
-def _run_digest(run: RestoreRun, lr: Path, loaded: Policy | Backbone, device: torch.device) -> str:
+def _run_digest(
+    run: RestoreRun, base: BackboneConfig | None, lr: Path, loaded: Policy | Backbone, device: torch.device
+) -> str:
     parts = {
-        "settings": run.model_dump(mode="json", exclude={"checkpoint", "model_name_or_path"}),
+        "settings": run.model_dump(mode="json", exclude={"checkpoint", "model_name_or_path", "base_config"}),
+        "base": None if base is None else base.model_dump(mode="json"),
         "weights": weights_id(loaded),
         "said": _said_beside_weights(run.checkpoint),
         "lr": [(printable(path.name), file_digest(path)) for path in list_images(lr)],

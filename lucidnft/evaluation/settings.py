@@ -23,11 +23,20 @@ class RestoreRun(ConfigModel):
 
     checkpoint: str = "base"  # as sample.py --checkpoint
     model_name_or_path: str | None = None
+    base_config: str | None = None  # as sample.py --base_config: a run file whose model: section is the base
     upscale: float = Field(default=4.0, gt=0)
     seed: int = 0
     num_inference_steps: int | None = Field(default=None, ge=1)  # null: the model's own number
     solver: Literal["euler", "heun", "dpm2"] = "euler"
     align_method: Literal["wavelet", "adain", "nofix"] = "nofix"
+
+    @model_validator(mode="after")
+    def _one_base(self) -> RestoreRun:
+        if self.base_config is not None and self.model_name_or_path is not None:
+            raise ValueError(
+                f"base_config ({self.base_config}) says where the base is, so leave model_name_or_path out"
+            )
+        return self
 
 
 class EvaluationConfig(ConfigModel):

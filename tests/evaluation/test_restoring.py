@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import lucidnft
+from lucidnft.evaluation.__main__ import main
+from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.restoring import _run_digest, restore_method
-from lucidnft.evaluation.settings import RestoreRun
-from lucidnft.images import save_image
-from lucidnft.inference import load_policy
+from lucidnft.evaluation.settings import RestoreRun, parse_evaluation
+from lucidnft.images import read_image, save_image, tensor_to_uint8
+from lucidnft.inference import load_policy, restore
 from lucidnft.inference.adapter_export import export_adapter
 from tests.small_adapters import save_policy, scatter_, small_base, small_policy
 
@@ -61,13 +65,55 @@ def test_another_version_device_or_scale_of_an_adapter_restores_anew(lr, tmp_pat
     file = save_policy(tmp_path / "policy.safetensors", small_policy(base), base)
     export_adapter(file, tmp_path / "peft")
     run, loaded = RestoreRun(checkpoint=str(tmp_path / "peft")), load_policy(tmp_path / "peft")
-    found = [_run_digest(run, lr, loaded, torch.device(kind)) for kind in ("cpu", "cpu", "cuda")]
+    found = [_run_digest(run, None, lr, loaded, torch.device(kind)) for kind in ("cpu", "cpu", "cuda")]
     assert len(set(found)) == 2
     (settings,) = (tmp_path / "peft").rglob("adapter_config.json")
     settings.write_text(settings.read_text().replace('"lora_alpha": 3.0', '"lora_alpha": 4.0'))
-    found.append(_run_digest(run, lr, loaded, torch.device("cpu")))
+    found.append(_run_digest(run, None, lr, loaded, torch.device("cpu")))
     monkeypatch.setattr(lucidnft, "__version__", "0.0.0")
-    found.append(_run_digest(run, lr, loaded, torch.device("cpu")))
+    found.append(_run_digest(run, None, lr, loaded, torch.device("cpu")))
     monkeypatch.setattr(torch, "__version__", "0.0.0")
-    found.append(_run_digest(run, lr, loaded, torch.device("cpu")))
+    found.append(_run_digest(run, None, lr, loaded, torch.device("cpu")))
     assert len(set(found)) == 5
+
+
+def settings_of(lr: Path, runs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "benchmark": "Two", "protocol": "full_image", "lr": str(lr), "run": runs, "metrics": ["lr_fidelity"],
+        "output_dir": str(lr.parent / "out"), "workers": 1, "device": "cpu",
+    }  # fmt: skip
+
+
+def test_a_bare_backbone_is_restored_as_a_run_file_says(lr, tmp_path):
+    base = small_base(tmp_path, "dit4sr")
+    file = tmp_path / "run.yaml"
+    model = base.model_dump(mode="json")
+    data = {"type": "lr_folder", "folder": str(lr)}
+    run_file = {"task": "nft", "model": model, "data": data, "rewards": {"q": {"type": "quality_net"}}}
+    file.write_text(json.dumps(run_file))
+    run = {"checkpoint": "base", "base_config": str(file), "num_inference_steps": 1}
+    config = settings_of(lr, {"bare": run, "tiny": {"num_inference_steps": 1}})
+    (tmp_path / "eval.yaml").write_text(json.dumps(config))
+    assert main([str(tmp_path / "eval.yaml")]) == 0
+    bare, tiny = sorted((tmp_path / "out" / "restored").iterdir())
+    images = [read_image(lr / f"{key}.png").rgb for key in "ab"]
+    options = {"keys": ["a", "b"], "upscale": 4, "num_inference_steps": 1, "tile_size": "auto"}
+    expected = tensor_to_uint8(restore(base.build(), torch.stack(images), **options))
+    assert torch.equal(tensor_to_uint8(read_image(bare / "a.png").rgb), expected[0])
+    assert not torch.equal(read_image(bare / "a.png").rgb, read_image(tiny / "a.png").rgb)
+    settings = parse_evaluation(config, source="test")
+    with pytest.raises(ValueError, match=r"run\.bare\.base_config is .* was not given; from Python: bases="):
+        evaluate(settings, progress=False)
+    changed = base.model_copy(update={"control_scale": 0.5})
+    again = evaluate(settings, bases={"bare": changed}, progress=False)
+    assert again.folders["bare"] != str(bare) and again.folders["tiny"] == str(tiny)
+    both = {"model_name_or_path": "x", **run}
+    with pytest.raises(ValueError, match="leave model_name_or_path out"):
+        parse_evaluation({**config, "run": {"bare": both}}, source="test")
+
+
+def test_a_checkpoint_that_is_not_there_is_told_before_another_is_restored(lr, tmp_path):
+    runs = {"tiny": {"num_inference_steps": 1}, "gone": {"checkpoint": str(tmp_path / "gone")}}
+    with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        evaluate(parse_evaluation(settings_of(lr, runs), source="test"), progress=False)
+    assert not (tmp_path / "out").exists()
