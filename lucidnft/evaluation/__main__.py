@@ -24,6 +24,8 @@ FLAGS = {
     "sr_suffix": "sr_suffix",
     "hr": "hr",
     "lr": "lr",
+    "hr_suffix": "hr_suffix",
+    "lr_suffix": "lr_suffix",
     "metrics": "metrics",
     "protocol": "protocol",
     "output": "output_dir",
@@ -52,6 +54,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     folders.add_argument("--hr", metavar="DIR", help="their references")
     folders.add_argument("--lr", metavar="DIR", help="their low-resolution inputs")
+    folders.add_argument(
+        "--hr_suffix", metavar="TEXT", help="what names in --hr have behind the stem, as _HR"
+    )
+    folders.add_argument("--lr_suffix", metavar="TEXT", help="the same in --lr, as x4 in 0801x4.png")
     folders.add_argument(
         "--metrics",
         metavar="a,b",

@@ -11,12 +11,13 @@ import torch
 from tqdm import tqdm
 
 from lucidnft.checkpoint.tensor_files import first_few
-from lucidnft.evaluation.cache import ScoreCache, score_key
+from lucidnft.evaluation.cache import ScoreCache
 from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric, check_names, metric_specs
-from lucidnft.evaluation.pairing import Case, Pairs, Problem, file_digest, pair_method
+from lucidnft.evaluation.pairing import Case, Pairs, Problem, by_stem, check_sides, pair_method
 from lucidnft.evaluation.protocols import Protocol
 from lucidnft.evaluation.restoring import check_runs, restore_method
-from lucidnft.evaluation.scoring import Job, Scorer
+from lucidnft.evaluation.score_plan import plan_scores
+from lucidnft.evaluation.scoring import Scorer
 from lucidnft.evaluation.settings import EvaluationConfig, check_folders
 from lucidnft.images import UnreadableImageError, read_size
 from lucidnft.inference.checkpoints import BackboneConfig
@@ -77,8 +78,12 @@ def evaluate(
     with Scorer(specs, devices, workers) as scorer:
         metrics = _with_inputs(_available(scorer.describe(progress), result), config, result)
         result.metrics = tuple(metrics.values())
+        needed = {
+            side: [name for name, metric in metrics.items() if side in metric.needs] for side in ("hr", "lr")
+        }
+        _check_benchmark(config, needed, result)
         for method in result.methods:
-            pairs = _pairs_of(method, config, bases or {}, result, progress)
+            pairs = _pairs_of(method, config, bases or {}, needed, result, progress)
             result.cases[method] = {case.stem: case for case in pairs.cases}
             result.problems += pairs.problems
             result.scores[method] = {name: {} for name in metrics}
@@ -86,7 +91,9 @@ def evaluate(
         with ScoreCache(Path(config.output_dir) / CACHE_FILE) as cache:
             _score(result, metrics, scorer, cache, progress)
     order = {name: index for index, name in enumerate(result.methods)}
-    result.problems.sort(key=lambda problem: (order[problem.method], problem.stem, problem.reason))
+    result.problems = sorted(
+        set(result.problems), key=lambda p: (order[p.method], p.stem, p.reason, p.metrics)
+    )
     return result
 
 
@@ -138,27 +145,47 @@ def _with_inputs(
     return {name: metric for name, metric in metrics.items() if name not in lacking}
 
 
+def _check_benchmark(
+    config: EvaluationConfig, needed: Mapping[str, Sequence[str]], result: Evaluation
+) -> None:
+    """Raise a ValueError where the files of a benchmark cannot belong together; note what suffixes leave out."""
+    folders, suffixes = config.benchmark_folders, config.benchmark_suffixes
+    if not config.run and not needed["lr"]:
+        folders.pop("lr", None)  # its names do not matter
+    check_sides(folders, suffixes)
+    for side, folder in folders.items():
+        others = by_stem(folder, suffixes[side])[1]
+        if others:
+            result.notes.append(
+                f"{len(others)} images in {folder} do not end in {side}_suffix '{suffixes[side]}' and were left out "
+                f"({first_few(others)})."
+            )
+
+
 def _pairs_of(
     method: str,
     config: EvaluationConfig,
     bases: Mapping[str, BackboneConfig],
+    needed: Mapping[str, Sequence[str]],
     result: Evaluation,
     progress: bool,
 ) -> Pairs:
-    failed: dict[str, str] = {}
+    failed: dict[str, str] | None = None
+    suffix = config.sr_suffix.get(method, "")
     if method in config.run:
         assert config.lr is not None  # the settings have been checked for it
+        suffix = config.lr_suffix  # outputs keep the names of their inputs
         folder, failed = restore_method(
-            method, config.run[method], Path(config.lr), Path(config.output_dir),
-            device=config.device, base=bases.get(method), progress=progress,
+            method, config.run[method], Path(config.lr), Path(config.output_dir), device=config.device,
+            lr_suffix=suffix, base=bases.get(method), progress=progress,
         )  # fmt: skip
     else:
         folder = Path(config.methods[method])
     result.folders[method] = str(folder)
-    given = {"hr": config.hr, "lr": config.lr}
-    benchmark = {side: Path(path) for side, path in given.items() if path is not None}
-    suffix = config.sr_suffix.get(method, "")
-    pairs = pair_method(method, folder, benchmark, failed, suffix=suffix)
+    pairs = pair_method(
+        method, folder, config.benchmark_folders, failed, suffix=suffix, suffixes=config.benchmark_suffixes,
+        needed=needed,
+    )  # fmt: skip
     if pairs.others:
         result.notes.append(
             f"{len(pairs.others)} images in the folder of {method} do not end in '{suffix}' and were left out "
@@ -170,62 +197,26 @@ def _pairs_of(
 def _score(
     result: Evaluation, metrics: Mapping[str, MetricInfo], scorer: Scorer, cache: ScoreCache, progress: bool
 ) -> None:
-    jobs, keys, shared = _plan(result, metrics, cache)
-    bar = tqdm(total=len(jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress)
+    cases = (case for method in result.methods for case in result.cases[method].values())
+    plan = plan_scores(cases, metrics, cache)
+    bar = tqdm(total=len(plan.jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress)
+    failed: list[Problem] = []
     with bar:
-        for done in scorer.score(jobs):
+        for done in scorer.score(plan.jobs):
             case = done.job.case
             cache.add(
-                (keys[case.method, case.stem][name], name, case.stem, score)
+                (plan.keys[case.method, case.stem][name], name, case.stem, score)
                 for name, score in done.scores.items()
             )
             result.num_computed += len(done.scores)
-            result.problems += done.problems
+            failed += done.problems
             bar.update()
-    for (method, stem), names in keys.items():
+    for (method, stem), names in plan.keys.items():
         for name, key in names.items():
             score = cache.get(key)
             if score is not None:
                 result.scores[method][name][stem] = score
-    _tell_copies(result, shared)
-
-
-def _plan(
-    result: Evaluation, metrics: Mapping[str, MetricInfo], cache: ScoreCache
-) -> tuple[list[Job], dict[tuple[str, str], dict[str, str]], dict[tuple[str, str], list[Case]]]:
-    """Jobs for the scores that are not in the cache, the cache's key of every score, and cases that equal a job's."""
-    jobs: list[Job] = []
-    keys: dict[tuple[str, str], dict[str, str]] = {}
-    asked: dict[str, tuple[str, str]] = {}  # key -> the case whose job computes it
-    copies: dict[tuple[str, str], list[Case]] = {}
-    digests: dict[Path, str] = {}
-    for method in result.methods:
-        for stem, case in result.cases[method].items():
-            try:
-                for path in case.files().values():
-                    digests[path] = digests[path] if path in digests else file_digest(path)
-            except OSError as error:
-                result.problems.append(Problem(method, stem, f"cannot be read: {error.strerror or error}"))
-                continue
-            known = {side: digests[path] for side, path in case.files().items()}
-            names = {name: score_key(metric, known) for name, metric in metrics.items()}
-            keys[method, stem] = names
-            missing = [name for name, key in names.items() if cache.get(key) is None]
-            new = tuple(name for name in missing if names[name] not in asked)
-            for name in missing:
-                first = asked.setdefault(names[name], (method, stem))
-                if first != (method, stem) and case not in copies.setdefault(first, []):
-                    copies[first].append(case)
-            if new:
-                jobs.append(Job(len(jobs), case, known["sr"], new))
-    return jobs, keys, copies
-
-
-def _tell_copies(result: Evaluation, copies: Mapping[tuple[str, str], Sequence[Case]]) -> None:
-    """Files that equal one that could not be scored have no score for the same reason."""
-    for problem in list(result.problems):
-        for case in copies.get((problem.method, problem.stem), ()):
-            result.problems.append(Problem(case.method, case.stem, problem.reason, problem.metrics))
+    result.problems += [*plan.problems, *failed, *plan.of_copies(failed)]
 
 
 def _notes(result: Evaluation, config: EvaluationConfig) -> Iterable[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lucidnft.checkpoint.tensor_files import first_few
+from lucidnft.evaluation.suffixes import Names, advice, without_suffix
 from lucidnft.images import list_images
 
 
@@ -60,93 +61,124 @@ def pair_method(
     known: Mapping[str, str] | None = None,
     *,
     suffix: str = "",
+    suffixes: Mapping[str, str] | None = None,
+    needed: Mapping[str, Sequence[str]] | None = None,
 ) -> Pairs:
     """Pair a method's folder with the benchmark's: {"hr": folder} or {"lr": folder}, or both, or none.
 
     Every image of the benchmark (its HR images, or else its LR images) has to have been restored, and every
-    restored one has to be of the benchmark.  known: stems whose restoration failed before, with the reason.
-    suffix: what the names of restored files have behind the stem; files without it are not restored images.
+    restored one has to be of the benchmark, which its HR or its LR image shows.  Where the other is missing, the case
+    goes without it, and the metrics that need it have a problem.
+
+    Args:
+        known: of a folder that was restored just now: stems whose restoration failed, with the reason.
+        suffix: what the names of restored files have behind the stem; files without it are not restored images.
+        suffixes: the same for the sides of the benchmark.
+        needed: names of the metrics that cannot do without a side.
 
     Raises:
         ValueError: a folder is missing or holds no image, no file has the suffix, or no stem is of the benchmark
             and a suffix would explain it.
     """
-    sides = {side: _by_stem(path) for side, path in benchmark.items()}
+    given = suffixes or {}
+    sides = {side: by_stem(path, given.get(side, ""))[0] for side, path in benchmark.items()}
     try:
-        restored = _by_stem(folder)
+        restored, others = by_stem(folder, suffix)
     except ValueError:
         if not known:
             raise
-        restored = {}  # every restoration failed
-    expected = sides.get("hr") or sides.get("lr") or {}
-    pairs = Pairs()
-    if suffix:
-        restored, pairs.others = _without_suffix(restored, suffix)
-    if expected and not expected.keys() & restored.keys():
-        _explain_strangers(method, folder, expected, [*restored, *pairs.others], suffix)
+        restored, others = {}, []  # every restoration failed
+    side = next((side for side in ("hr", "lr") if side in sides), None)
+    expected = {} if side is None else sides[side]
+    if known is None and not (expected.keys() & restored.keys() if expected else restored):
+        end = given.get(side or "", "")
+        wanted = Names(f"{side}_suffix", end, [f"{stem}{end}" for stem in expected])
+        ours = [*(f"{stem}{suffix}" for stem in restored), *others]
+        _explain_strangers(folder, wanted, Names(f"sr_suffix.{method}", suffix, ours))
+    pairs = Pairs(others=others)
     for stem in sorted({*expected, *restored}):
-        found = {"sr": restored.get(stem, []), **{side: files.get(stem, []) for side, files in sides.items()}}
-        places = {"sr": folder, **benchmark}
-        reason = (known or {}).get(stem) or _reason(found, places)
-        if reason is None:
-            pairs.cases.append(Case(method, stem, **{side: files[0] for side, files in found.items()}))
-        else:
+        lacking = {
+            side: _lacking(side, files.get(stem, []), benchmark[side]) for side, files in sides.items()
+        }
+        reason = (known or {}).get(stem) or _lacking("sr", restored.get(stem, []), folder)
+        if reason is None and sides and not any(stem in files for files in sides.values()):
+            reason = "; ".join(filter(None, lacking.values()))
+        if reason is not None:
             pairs.problems.append(Problem(method, stem, reason))
+            continue
+        there = {side: sides[side][stem][0] for side, why in lacking.items() if why is None}
+        pairs.cases.append(Case(method, stem, restored[stem][0], **there))
+        pairs.problems += [
+            Problem(method, stem, why, tuple((needed or {})[side]))
+            for side, why in lacking.items()
+            if why is not None and (needed or {}).get(side)
+        ]
     return pairs
 
 
-def _without_suffix(
-    restored: Mapping[str, list[Path]], suffix: str
-) -> tuple[dict[str, list[Path]], list[str]]:
-    """Files by the stem before the suffix, and the stems that do not end in it."""
-    ours = {stem: files for stem, files in restored.items() if stem.endswith(suffix) and stem != suffix}
-    return {stem.removesuffix(suffix): files for stem, files in ours.items()}, sorted(
-        restored.keys() - ours.keys()
-    )
+def check_sides(benchmark: Mapping[str, Path], suffixes: Mapping[str, str]) -> None:
+    """Whether the files of a benchmark can belong together, before anything is restored or scored.
 
-
-def _explain_strangers(
-    method: str, folder: Path, expected: Iterable[str], restored: Iterable[str], suffix: str
-) -> None:
-    """Raise a ValueError where one suffix tells most restored files from the benchmark's, or the given one none."""
-    names, tried = set(restored), f" with sr_suffix '{suffix}'" if suffix else ""
-    wanted = list(expected)
-    behind = Counter(name[len(stem) :] for stem in wanted[:20] for name in names if name.startswith(stem))
-    found = {end: sum(stem + end in names for stem in wanted) for end, _ in behind.most_common(5)}
-    end = max(found, key=lambda e: found[e], default="")
-    if found and found[end] > len(wanted) / 2:
-        advice = (
-            f"'{end}' behind the stem: give sr_suffix.{method}={end} (--sr_suffix={end} without a config)"
-        )
-        if not end:
-            advice = "no suffix: leave sr_suffix out"
-        raise ValueError(
-            f"no image in {folder} belongs to the benchmark by its stem{tried}, but {found[end]} of {len(wanted)} have "
-            + advice
-        )
-    if suffix:
-        raise ValueError(
-            f"no image in {folder} belongs to the benchmark{tried}; it has {first_few(sorted(names))}"
-        )
-
-
-def _reason(found: Mapping[str, list[Path]], places: Mapping[str, Path]) -> str | None:
-    for side, files in found.items():
-        if not files:
-            what = "no restored image" if side == "sr" else f"no {side.upper()} image"
-            return f"{what} of this stem in {places[side]}"
-        if len(files) > 1:
-            return (
-                f"several files of this stem in {places[side]}: {', '.join(printable(f.name) for f in files)}"
+    Raises:
+        ValueError: a folder is missing or holds no image, no file has its suffix, or no LR image has the stem of an
+            HR image and other suffixes would explain it.
+    """
+    raw = {side: [*by_stem(folder)[0]] for side, folder in benchmark.items()}
+    names = {side: Names(f"{side}_suffix", suffixes.get(side, ""), stems) for side, stems in raw.items()}
+    stems = {
+        side: {stem for raw in n.stems if (stem := without_suffix(raw, n.suffix)) is not None}
+        for side, n in names.items()
+    }
+    both = stems.keys() == {"hr", "lr"}
+    hint = advice(names["hr"], names["lr"]) if both and not stems["hr"] & stems["lr"] else None
+    for side, found in stems.items():
+        if not found:
+            raise ValueError(
+                f"no image in {benchmark[side]} ends in '{suffixes[side]}', as {side}_suffix says"
+                + (f"; of LR and HR images {hint}" if hint else f"; it has {first_few(sorted(raw[side]))}")
             )
+    if hint:
+        raise ValueError(
+            f"no LR image in {benchmark['lr']} belongs to an HR image in {benchmark['hr']} by its stem, but {hint}"
+        )
+
+
+def _explain_strangers(folder: Path, wanted: Names, restored: Names) -> None:
+    """Raise a ValueError where suffixes tell most restored files from the benchmark's, or the given one none."""
+    tried = f" with sr_suffix '{restored.suffix}'" if restored.suffix else ""
+    hint = advice(wanted, restored)
+    if hint:
+        raise ValueError(f"no image in {folder} belongs to the benchmark by its stem{tried}, but {hint}")
+    if restored.suffix:
+        raise ValueError(
+            f"no image in {folder} belongs to the benchmark{tried}; it has {first_few(sorted(restored.stems))}"
+        )
+
+
+def _lacking(side: str, files: Sequence[Path], folder: Path) -> str | None:
+    if not files:
+        what = "no restored image" if side == "sr" else f"no {side.upper()} image"
+        return f"{what} of this stem in {folder}"
+    if len(files) > 1:
+        return f"several files of this stem in {folder}: {', '.join(printable(f.name) for f in files)}"
     return None
 
 
-def _by_stem(folder: Path) -> dict[str, list[Path]]:
+def by_stem(folder: Path, suffix: str = "") -> tuple[dict[str, list[Path]], list[str]]:
+    """A folder's images by the stem before the suffix, and the stems of those that do not end in it.
+
+    Raises:
+        ValueError: the folder is missing or holds no image.
+    """
     found: defaultdict[str, list[Path]] = defaultdict(list)
+    others = set()
     for path in list_images(folder):
-        found[printable(path.stem)].append(path)
-    return dict(found)
+        stem = without_suffix(printable(path.stem), suffix)
+        if stem is None:
+            others.add(printable(path.stem))
+        else:
+            found[stem].append(path)
+    return dict(found), sorted(others)
 
 
 def printable(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from lucidnft.backbones.adapter_files import is_adapter_folder
 from lucidnft.backbones.base import Backbone
 from lucidnft.backbones.merged_files import is_merged
 from lucidnft.checkpoint import load_header
-from lucidnft.evaluation.pairing import file_digest, printable
+from lucidnft.evaluation.pairing import by_stem, file_digest, printable
 from lucidnft.evaluation.settings import RestoreRun
-from lucidnft.images import list_images
 from lucidnft.inference import load_policy, restore
 from lucidnft.inference.batching import plan_batches
 from lucidnft.inference.checkpoints import BASE, BackboneConfig, find_weights, weights_id
@@ -50,11 +49,13 @@ def restore_method(
     output_dir: Path,
     *,
     device: str,
+    lr_suffix: str = "",
     base: BackboneConfig | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, str]]:
     """Restore the lr folder with a checkpoint; returns the folder of the results and {stem: why it failed}.
 
+    lr_suffix: what names of LR images have behind the stem; other files are not restored.
     base: what run.base_config says, as `lucidnft.config.base_section` reads it.
 
     The folder's name has a hash of settings, weights, LR files, versions and kind of device, so that what another
@@ -65,9 +66,10 @@ def restore_method(
         ValueError, OSError: the checkpoint cannot be loaded, or nothing can be written.
     """
     where = choose_device(device, setting="device=")
+    stems = {path: stem for stem, paths in by_stem(lr, lr_suffix)[0].items() for path in paths}
     loaded = load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path, base=base)
     policy = move_to(loaded, where)
-    folder = output_dir / "restored" / f"{name}-{_run_digest(run, base, lr, policy, where)}"
+    folder = output_dir / "restored" / f"{name}-{_run_digest(run, base, list(stems), policy, where)}"
 
     def restore_images(images: Tensor, keys: Sequence[str]) -> list[RestoredImage]:
         restored = restore(
@@ -76,22 +78,25 @@ def restore_method(
         )  # fmt: skip
         return [RestoredImage(sr) for sr in restored]
 
-    batches = plan_batches(plan_jobs(lr, folder), BATCH_SIZE)
+    jobs = [job for job in plan_jobs(lr, folder) if job.source in stems]
+    batches = plan_batches(jobs, BATCH_SIZE)
     summary = restore_files(batches, restore_images, skip_existing=True, progress=progress)
-    return folder, {
-        printable(path.stem): f"could not be restored: {reason}" for path, reason in summary.failed
-    }
+    return folder, {stems[path]: f"could not be restored: {reason}" for path, reason in summary.failed}
 
 
 def _run_digest(
-    run: RestoreRun, base: BackboneConfig | None, lr: Path, loaded: Policy | Backbone, device: torch.device
+    run: RestoreRun,
+    base: BackboneConfig | None,
+    lr: Iterable[Path],
+    loaded: Policy | Backbone,
+    device: torch.device,
 ) -> str:
     parts = {
         "settings": run.model_dump(mode="json", exclude={"checkpoint", "model_name_or_path", "base_config"}),
         "base": None if base is None else base.model_dump(mode="json"),
         "weights": weights_id(loaded),
         "said": _said_beside_weights(run.checkpoint),
-        "lr": [(printable(path.name), file_digest(path)) for path in list_images(lr)],
+        "lr": [(printable(path.name), file_digest(path)) for path in sorted(lr)],
         "lucidnft": lucidnft.__version__,
         "torch": torch.__version__,
         "device": device.type,

@@ -186,7 +186,7 @@ def _read_sides(case: Case, sides: Sequence[str], device: str) -> tuple[dict[str
     for side in sides:
         path = case.files().get(side)
         if path is None:
-            continue  # check_needs has made sure that only optional inputs are missing
+            continue  # jobs name no metric that cannot do without it
         try:
             images[side] = read_8bit(path).to(device)
         except UnreadableImageError as error:

@@ -46,6 +46,10 @@ class EvaluationConfig(ConfigModel):
     protocol: ProtocolName = "stablesr_crop"
     lr: str | None = None  # folder of low-resolution inputs
     hr: str | None = None  # folder of references; null where none exist
+    lr_suffix: str = (
+        ""  # what names in lr have behind the stem, as x4 in 0801x4.png; files without it are left out
+    )
+    hr_suffix: str = ""  # the same of hr
     methods: dict[str, str] = {}  # name -> folder of restored images
     sr_suffix: dict[str, str] = {}  # name of a method -> what its file names have behind the stem, as _result
     run: dict[str, RestoreRun] = {}  # name -> checkpoint that restores the lr folder first
@@ -60,6 +64,17 @@ class EvaluationConfig(ConfigModel):
     def conventions(self) -> Protocol:
         """The protocol itself."""
         return PROTOCOLS[self.protocol]
+
+    @property
+    def benchmark_folders(self) -> dict[str, Path]:
+        """The folders of the benchmark that are given, by side: hr, lr."""
+        given = {"hr": self.hr, "lr": self.lr}
+        return {side: Path(path) for side, path in given.items() if path is not None}
+
+    @property
+    def benchmark_suffixes(self) -> dict[str, str]:
+        """What names in those folders have behind the stem."""
+        return {"hr": self.hr_suffix, "lr": self.lr_suffix}
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -102,7 +117,14 @@ class EvaluationConfig(ConfigModel):
             (
                 bool(unknown),
                 f"sr_suffix is for folders of methods, which {', '.join(unknown)} is not; they are: "
-                f"{', '.join(self.methods) or 'none'}",
+                f"{', '.join(self.methods) or 'none'}; what run restores is named as in lr, so give lr_suffix",
+            ),
+            (bool(self.lr_suffix) and self.lr is None, "lr_suffix is given, but lr is not set"),
+            (bool(self.hr_suffix) and self.hr is None, "hr_suffix is given, but hr is not set"),
+            (
+                self.lr is not None and (self.lr, self.lr_suffix) == (self.hr, self.hr_suffix),
+                "lr and hr are the same files; give lr_suffix and hr_suffix where names tell them apart, as "
+                "lr_suffix=_LR4 hr_suffix=_HR",
             ),
             (
                 not names,

@@ -65,15 +65,17 @@ def test_another_version_device_or_scale_of_an_adapter_restores_anew(lr, tmp_pat
     file = save_policy(tmp_path / "policy.safetensors", small_policy(base), base)
     export_adapter(file, tmp_path / "peft")
     run, loaded = RestoreRun(checkpoint=str(tmp_path / "peft")), load_policy(tmp_path / "peft")
-    found = [_run_digest(run, None, lr, loaded, torch.device(kind)) for kind in ("cpu", "cpu", "cuda")]
+    found = [
+        _run_digest(run, None, lr.iterdir(), loaded, torch.device(kind)) for kind in ("cpu", "cpu", "cuda")
+    ]
     assert len(set(found)) == 2
     (settings,) = (tmp_path / "peft").rglob("adapter_config.json")
     settings.write_text(settings.read_text().replace('"lora_alpha": 3.0', '"lora_alpha": 4.0'))
-    found.append(_run_digest(run, None, lr, loaded, torch.device("cpu")))
+    found.append(_run_digest(run, None, lr.iterdir(), loaded, torch.device("cpu")))
     monkeypatch.setattr(lucidnft, "__version__", "0.0.0")
-    found.append(_run_digest(run, None, lr, loaded, torch.device("cpu")))
+    found.append(_run_digest(run, None, lr.iterdir(), loaded, torch.device("cpu")))
     monkeypatch.setattr(torch, "__version__", "0.0.0")
-    found.append(_run_digest(run, None, lr, loaded, torch.device("cpu")))
+    found.append(_run_digest(run, None, lr.iterdir(), loaded, torch.device("cpu")))
     assert len(set(found)) == 5
 
 
