@@ -71,7 +71,8 @@ def evaluate(
     """
     check_folders(config)
     check_names(config.metrics or ())
-    check_runs(config.run, bases or {})
+    lr = None if config.lr is None else Path(config.lr)
+    check_runs(config.run, bases or {}, lr, Path(config.output_dir))
     devices, workers = plan_workers(config.device, config.workers)
     result = Evaluation(config.benchmark, config.conventions, config.method_names, config.baseline)
     specs = metric_specs(config)
@@ -82,13 +83,18 @@ def evaluate(
             side: [name for name, metric in metrics.items() if side in metric.needs] for side in ("hr", "lr")
         }
         _check_benchmark(config, needed, result)
-        for method in result.methods:
-            pairs = _pairs_of(method, config, bases or {}, needed, result, progress)
-            result.cases[method] = {case.stem: case for case in pairs.cases}
-            result.problems += pairs.problems
-            result.scores[method] = {name: {} for name in metrics}
-        result.notes += _notes(result, config)
+        # Restoring may take hours: what can be wrong before it is said before it.
+        pairs = {name: _pairs_of(name, Path(path), config, needed) for name, path in config.methods.items()}
+        result.folders = {name: config.methods.get(name, "") for name in result.methods}
         with ScoreCache(Path(config.output_dir) / CACHE_FILE) as cache:
+            for method in config.run:
+                folder, failed = _restore(method, config, bases or {}, progress)
+                result.folders[method] = str(folder)
+                pairs[method] = _pairs_of(method, folder, config, needed, failed)
+            for method in result.methods:
+                _take(result, method, pairs[method])
+                result.scores[method] = {name: {} for name in metrics}
+            result.notes += _notes(result, config)
             _score(result, metrics, scorer, cache, progress)
     order = {name: index for index, name in enumerate(result.methods)}
     result.problems = sorted(
@@ -162,36 +168,45 @@ def _check_benchmark(
             )
 
 
+def _restore(
+    method: str, config: EvaluationConfig, bases: Mapping[str, BackboneConfig], progress: bool
+) -> tuple[Path, dict[str, str]]:
+    assert config.lr is not None  # the settings have been checked for it
+    try:
+        return restore_method(
+            method, config.run[method], Path(config.lr), Path(config.output_dir), device=config.device,
+            lr_suffix=config.lr_suffix, base=bases.get(method), progress=progress,
+        )  # fmt: skip
+    except (ValueError, FileNotFoundError) as error:
+        if method == next(iter(config.run)):
+            raise  # nothing was started
+        raise RuntimeError(f"run.{method}: {error}; what was restored before is kept") from error
+
+
 def _pairs_of(
     method: str,
+    folder: Path,
     config: EvaluationConfig,
-    bases: Mapping[str, BackboneConfig],
     needed: Mapping[str, Sequence[str]],
-    result: Evaluation,
-    progress: bool,
+    failed: Mapping[str, str] | None = None,
 ) -> Pairs:
-    failed: dict[str, str] | None = None
-    suffix = config.sr_suffix.get(method, "")
-    if method in config.run:
-        assert config.lr is not None  # the settings have been checked for it
-        suffix = config.lr_suffix  # outputs keep the names of their inputs
-        folder, failed = restore_method(
-            method, config.run[method], Path(config.lr), Path(config.output_dir), device=config.device,
-            lr_suffix=suffix, base=bases.get(method), progress=progress,
-        )  # fmt: skip
-    else:
-        folder = Path(config.methods[method])
-    result.folders[method] = str(folder)
-    pairs = pair_method(
+    suffix = (
+        config.sr_suffix.get(method, "") if failed is None else config.lr_suffix
+    )  # restored under LR's names
+    return pair_method(
         method, folder, config.benchmark_folders, failed, suffix=suffix, suffixes=config.benchmark_suffixes,
         needed=needed,
     )  # fmt: skip
+
+
+def _take(result: Evaluation, method: str, pairs: Pairs) -> None:
+    result.cases[method] = {case.stem: case for case in pairs.cases}
+    result.problems += pairs.problems
     if pairs.others:
         result.notes.append(
-            f"{len(pairs.others)} images in the folder of {method} do not end in '{suffix}' and were left out "
+            f"{len(pairs.others)} images in the folder of {method} do not end in '{pairs.suffix}' and were left out "
             f"({first_few(pairs.others)})."
         )
-    return pairs
 
 
 def _score(

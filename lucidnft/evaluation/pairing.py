@@ -51,6 +51,7 @@ class Pairs:
 
     cases: list[Case] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    suffix: str = ""  # of restored files
     others: list[str] = field(default_factory=list)  # restored files without the method's suffix
 
 
@@ -95,7 +96,7 @@ def pair_method(
         wanted = Names(f"{side}_suffix", end, [f"{stem}{end}" for stem in expected])
         ours = [*(f"{stem}{suffix}" for stem in restored), *others]
         _explain_strangers(folder, wanted, Names(f"sr_suffix.{method}", suffix, ours))
-    pairs = Pairs(others=others)
+    pairs = Pairs(suffix=suffix, others=others)
     for stem in sorted({*expected, *restored}):
         lacking = {
             side: _lacking(side, files.get(stem, []), benchmark[side]) for side, files in sides.items()

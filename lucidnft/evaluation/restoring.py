@@ -29,8 +29,17 @@ from lucidnft.policy import Policy
 BATCH_SIZE = 4
 
 
-def check_runs(runs: Mapping[str, RestoreRun], bases: Mapping[str, BackboneConfig]) -> None:
-    """Raise a ValueError or FileNotFoundError for a checkpoint that is not there, or a base that was not read."""
+def check_runs(
+    runs: Mapping[str, RestoreRun], bases: Mapping[str, BackboneConfig], lr: Path | None, output_dir: Path
+) -> None:
+    """Whether runs can start, as far as that can be said without loading anything.
+
+    Raises:
+        ValueError, FileNotFoundError: a checkpoint is not there, a base was not read, or LR files would be restored
+            to the same file.
+    """
+    if runs and lr is not None:
+        plan_jobs(lr, output_dir / "restored")
     for name, run in runs.items():
         if run.base_config is not None and name not in bases:
             raise ValueError(

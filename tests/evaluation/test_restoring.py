@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lucidnft
+from lucidnft.evaluation import evaluator
 from lucidnft.evaluation.__main__ import main
 from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.restoring import _run_digest, restore_method
@@ -119,3 +120,38 @@ def test_a_checkpoint_that_is_not_there_is_told_before_another_is_restored(lr, t
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         evaluate(parse_evaluation(settings_of(lr, runs), source="test"), progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mistake", ["empty folder", "wrong suffix", "damaged cache", "one output for two"])
+def test_what_is_wrong_is_told_before_anything_is_restored(mistake, lr, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluator, "restore_method", lambda *a, **k: pytest.fail("restored too early"))
+    (tmp_path / "ours").mkdir()
+    config = settings_of(lr, {"tiny": {"num_inference_steps": 1}}) | {
+        "methods": {"ours": str(tmp_path / "ours")}
+    }
+    message = "no image file in"
+    if mistake != "empty folder":
+        ending = "_out" if mistake == "wrong suffix" else ""
+        for stem in "ab":
+            save_image(tmp_path / "ours" / f"{stem}{ending}.png", torch.rand(3, 16, 24))
+        message = "give sr_suffix.ours=_out"
+    if mistake == "damaged cache":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "cache.jsonl").write_text("damage\n")
+        message = "cache.jsonl is damaged in line 1"
+    if mistake == "one output for two":
+        save_image(lr / "a.bmp", torch.rand(3, 4, 6))
+        message = "would be written by several inputs"
+    (tmp_path / "eval.yaml").write_text(json.dumps(config))
+    assert main([str(tmp_path / "eval.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_later_run_that_cannot_be_loaded_is_no_start_that_failed(lr, tmp_path, capsys):
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    runs = {"tiny": {"num_inference_steps": 1}, "junk": {"checkpoint": str(tmp_path / "junk.safetensors")}}
+    (tmp_path / "eval.yaml").write_text(json.dumps(settings_of(lr, runs)))
+    assert main([str(tmp_path / "eval.yaml")]) == 1
+    assert "run.junk:" in capsys.readouterr().err
+    (tmp_path / "eval.yaml").write_text(json.dumps(settings_of(lr, {"junk": runs["junk"]})))
+    assert main([str(tmp_path / "eval.yaml")]) == 2
