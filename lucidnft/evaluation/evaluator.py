@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lucidnft.checkpoint.tensor_files import first_few
 from lucidnft.evaluation.cache import ScoreCache
-from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric, check_names, metric_specs
+from lucidnft.evaluation.metrics import MetricInfo, MetricSpec, UnavailableMetric, check_names, metric_specs
 from lucidnft.evaluation.pairing import Case, Pairs, Problem, by_stem, check_sides, pair_method
 from lucidnft.evaluation.protocols import Protocol
 from lucidnft.evaluation.restoring import check_runs, restore_method
@@ -22,6 +22,8 @@ from lucidnft.evaluation.settings import EvaluationConfig, check_folders
 from lucidnft.images import UnreadableImageError, read_size
 from lucidnft.inference.checkpoints import BackboneConfig
 from lucidnft.inference.device import choose_device
+from lucidnft.rewards.full_reference import FullReferenceConfig
+from lucidnft.rewards.iqa import IQAConfig, full_reference_names
 
 CACHE_FILE = "cache.jsonl"
 MOST_WORKERS = 8  # that are started unless more are asked for; each loads what it computes
@@ -76,8 +78,13 @@ def evaluate(
     devices, workers = plan_workers(config.device, config.workers)
     result = Evaluation(config.benchmark, config.conventions, config.method_names, config.baseline)
     specs = metric_specs(config)
+    if config.hr is None:
+        left_out = _without_inputs(_needs_by_name(specs), config, result)
+        specs = [spec for spec in specs if spec.name not in left_out]
     with Scorer(specs, devices, workers) as scorer:
-        metrics = _with_inputs(_available(scorer.describe(progress), result), config, result)
+        metrics = _available(scorer.describe(progress), result)
+        for name in _without_inputs({name: m.needs for name, m in metrics.items()}, config, result):
+            del metrics[name]
         result.metrics = tuple(metrics.values())
         needed = {
             side: [name for name, metric in metrics.items() if side in metric.needs] for side in ("hr", "lr")
@@ -132,23 +139,38 @@ def _available(
     return metrics
 
 
-def _with_inputs(
-    metrics: Mapping[str, MetricInfo], config: EvaluationConfig, result: Evaluation
-) -> dict[str, MetricInfo]:
-    """The metrics whose inputs are there.
+def _needs_by_name(specs: Sequence[MetricSpec]) -> dict[str, frozenset[str]]:
+    """What metrics need, as far as their settings tell it before their weights are fetched."""
+    try:
+        of_pyiqa = frozenset(full_reference_names())
+    except ImportError:
+        of_pyiqa = frozenset()  # loading them says what is missing
+    return {
+        spec.name: frozenset({"hr"})
+        if isinstance(spec.settings, FullReferenceConfig)
+        or (isinstance(spec.settings, IQAConfig) and spec.settings.metric in of_pyiqa)
+        else frozenset()
+        for spec in specs
+    }
+
+
+def _without_inputs(
+    needs: Mapping[str, frozenset[str]], config: EvaluationConfig, result: Evaluation
+) -> frozenset[str]:
+    """The metrics whose inputs are not there.
 
     Raises:
         ValueError: one that was asked for by name lacks an input; those of a protocol are left out with a note.
     """
-    given = {side for side in ("lr", "hr") if getattr(config, side) is not None}
-    lacking = {name: sorted(metric.needs - given) for name, metric in metrics.items() if metric.needs - given}
+    given = config.benchmark_folders.keys()
+    lacking = {name: sorted(sides - given) for name, sides in needs.items() if sides - given}
     by_protocol = set(config.conventions.metrics) if config.metrics is None else set()
-    refused = [f"'{n}' needs {' and '.join(needs)}" for n, needs in lacking.items() if n not in by_protocol]
+    refused = [f"'{n}' needs {' and '.join(sides)}" for n, sides in lacking.items() if n not in by_protocol]
     if refused:
         raise ValueError(f"metric {'; metric '.join(refused)}: give that folder, or leave the metric out")
     if lacking:
         result.notes.append(f"Left out, since there are no HR images: {', '.join(lacking)}.")
-    return {name: metric for name, metric in metrics.items() if name not in lacking}
+    return frozenset(lacking)
 
 
 def _check_benchmark(

@@ -49,6 +49,11 @@ def metric_names() -> list[str]:
     return list(import_pyiqa().list_models())
 
 
+def full_reference_names() -> list[str]:
+    """The metrics of pyiqa that need an HR image; none is loaded.  Raises ImportError when pyiqa is missing."""
+    return list(import_pyiqa().list_models(metric_mode="FR"))
+
+
 def import_pyiqa() -> ModuleType:
     """The pyiqa module, or an ImportError that says which extra installs it."""
     try:

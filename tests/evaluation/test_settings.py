@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lucidnft.config import read_values
+from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.metrics import check_names, metric_specs
+from lucidnft.evaluation.protocols import PROTOCOLS
 from lucidnft.evaluation.settings import check_folders, parse_evaluation
+from lucidnft.rewards.iqa import IQAConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "eval").glob("*.yaml"))
 
@@ -67,3 +71,27 @@ def test_the_protocol_sets_what_psnr_means(settings):
     (cropped,) = metric_specs(settings(metrics=["psnr"], protocol="full_image_border4"))
     assert (plain.settings.color_space, plain.settings.crop_border) == ("rgb", 0)
     assert (cropped.settings.color_space, cropped.settings.crop_border) == ("ycbcr_y", 4)
+
+
+def test_metrics_that_need_hr_are_left_out_or_refused_before_they_are_loaded(settings, monkeypatch):
+    build = IQAConfig.build
+
+    def no_network(self):
+        if self.metric != "piqe":
+            raise RuntimeError("no weights and no network")
+        return build(self)
+
+    monkeypatch.setattr(IQAConfig, "build", no_network)
+    short = replace(PROTOCOLS["full_image"], metrics=("psnr", "lpips", "dists", "piqe"))
+    monkeypatch.setitem(PROTOCOLS, "full_image", short)
+    result = evaluate(settings(hr=None, metrics=None), progress=False)
+    assert result.complete and [metric.name for metric in result.metrics] == ["piqe"]
+    assert result.notes == ["Left out, since there are no HR images: psnr, lpips, dists."]
+    assert [m.name for m in evaluate(settings(metrics=None), progress=False).unavailable] == [
+        "lpips",
+        "dists",
+    ]
+    with pytest.raises(ValueError, match="metric 'lpips' needs hr"):
+        evaluate(settings(hr=None, metrics=["lpips"]), progress=False)
+    named = evaluate(settings(hr=None, metrics=["musiq", "piqe"]), progress=False)
+    assert [m.name for m in named.unavailable] == ["musiq"]
