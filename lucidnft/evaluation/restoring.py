@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,6 +76,24 @@ def restore_method(
         ValueError, OSError: the checkpoint cannot be loaded, or nothing can be written.
     """
     where = choose_device(device, setting="device=")
+    try:
+        return _restore(name, run, lr, output_dir, where, lr_suffix, base, progress)
+    finally:  # the policy is gone by now; metrics, in other processes too, need the memory it had
+        gc.collect()
+        if where.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _restore(
+    name: str,
+    run: RestoreRun,
+    lr: Path,
+    output_dir: Path,
+    where: torch.device,
+    lr_suffix: str,
+    base: BackboneConfig | None,
+    progress: bool,
+) -> tuple[Path, dict[str, str]]:
     stems = {path: stem for stem, paths in by_stem(lr, lr_suffix)[0].items() for path in paths}
     loaded = load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path, base=base)
     policy = move_to(loaded, where)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lucidnft.evaluation.metrics import Metric, MetricInfo, MetricSpec, UnavailableMetric, build_metric
+from lucidnft.evaluation.metrics import (
+    Metric,
+    MetricInfo,
+    MetricSpec,
+    UnavailableMetric,
+    build_metric,
+    facts_of,
+)
 from lucidnft.evaluation.pairing import Case, Problem
 from lucidnft.images import UnreadableImageError, read_image, tensor_to_uint8
 
@@ -54,8 +64,7 @@ class LoadedMetrics:
     def describe(self, progress: bool = False) -> list[MetricInfo | UnavailableMetric]:
         """Every metric, in order: what it is, or why it is not available."""
         bar = tqdm(self._specs, desc="load metrics", unit="metric", leave=False, disable=not progress)
-        built = [self._build(name) for name in bar]
-        return [metric.info() if isinstance(metric, Metric) else metric for metric in built]
+        return [self._described(name) for name in bar]
 
     def score(self, job: Job) -> JobResult:
         """Score an image.  Raises RuntimeError for a metric that another process could load and this one cannot."""
@@ -63,14 +72,34 @@ class LoadedMetrics:
         for metric in metrics.values():
             if isinstance(metric, UnavailableMetric):
                 raise RuntimeError(
-                    f"metric '{metric.name}' was loaded once and cannot be again: {metric.reason}"
+                    f"metric '{metric.name}' was loaded once and cannot be again: {metric.reason}; if memory is short, "
+                    "take fewer workers, leave the metric out or score with device=cpu"
                 )
         return score_case(job, {n: m for n, m in metrics.items() if isinstance(m, Metric)}, self.device)
+
+    def _described(self, name: str) -> MetricInfo | UnavailableMetric:
+        """On a GPU nothing is kept: a checkpoint may have to restore there first."""
+        if self.device == "cpu":
+            metric = self._build(name)
+            return metric.info() if isinstance(metric, Metric) else metric
+        info = describe_elsewhere(self._specs[name], self.device)
+        gc.collect()
+        return info
 
     def _build(self, name: str) -> Metric | UnavailableMetric:
         if name not in self._built:
             self._built[name] = build_metric(self._specs[name], self.device)
         return self._built[name]
+
+
+def describe_elsewhere(spec: MetricSpec, device: str) -> MetricInfo | UnavailableMetric:
+    """What a metric is on a device, from loading it on the CPU; its identity is that of `build_metric` there."""
+    metric = build_metric(spec, "cpu")
+    if isinstance(metric, UnavailableMetric):
+        return metric
+    facts = facts_of(spec, metric.reward, device)
+    identity = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return replace(metric, identity=identity, facts=facts).info()
 
 
 class Scorer:

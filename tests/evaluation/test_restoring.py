@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,17 @@ import pytest
 import torch
 
 import lucidnft
-from lucidnft.evaluation import evaluator
+from lucidnft.evaluation import evaluator, restoring, scoring
 from lucidnft.evaluation.__main__ import main
 from lucidnft.evaluation.evaluator import evaluate
+from lucidnft.evaluation.metrics import MetricSpec, UnavailableMetric, build_metric
 from lucidnft.evaluation.restoring import _run_digest, restore_method
 from lucidnft.evaluation.settings import RestoreRun, parse_evaluation
 from lucidnft.images import read_image, save_image, tensor_to_uint8
 from lucidnft.inference import load_policy, restore
 from lucidnft.inference.adapter_export import export_adapter
+from lucidnft.rewards.lr_fidelity import LRFidelityConfig
+from lucidnft.rewards.quality import QualityNetConfig
 from tests.small_adapters import save_policy, scatter_, small_base, small_policy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,3 +160,36 @@ def test_a_later_run_that_cannot_be_loaded_is_no_start_that_failed(lr, tmp_path,
     assert "run.junk:" in capsys.readouterr().err
     (tmp_path / "eval.yaml").write_text(json.dumps(settings_of(lr, {"junk": runs["junk"]})))
     assert main([str(tmp_path / "eval.yaml")]) == 2
+
+
+def test_a_policy_is_gone_once_it_has_restored(lr, tmp_path, monkeypatch):
+    loaded, emptied = [], []
+
+    def load(*path, **options):
+        policy = load_policy(*path, **options)
+        policy.module.in_a_circle = [policy]
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    monkeypatch.setattr(restoring, "load_policy", load)
+    monkeypatch.setattr(restoring, "choose_device", lambda *_, **__: torch.device("cuda"))
+    monkeypatch.setattr(restoring, "move_to", lambda policy, device: policy)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(loaded[-1]()))
+    gc.disable()
+    try:
+        restored("base", lr)
+    finally:
+        gc.enable()
+    assert emptied == [None]
+
+
+def test_metrics_are_described_for_a_gpu_without_touching_or_filling_it():
+    spec = MetricSpec("lr_fidelity", LRFidelityConfig())
+    on_gpu = scoring.LoadedMetrics([spec], "cuda:1")
+    (info,) = on_gpu.describe()
+    assert info.facts["device"] == "cuda" and info == build_metric(spec, "cuda:1").info()
+    assert info.identity != build_metric(spec, "cpu").identity
+    quality = MetricSpec("q", QualityNetConfig())  # which cannot be moved there
+    with_network = scoring.LoadedMetrics([quality], "cuda:1")
+    (info,) = with_network.describe()
+    assert not isinstance(info, UnavailableMetric) and not with_network._built
