@@ -67,9 +67,8 @@ def pair_method(
 ) -> Pairs:
     """Pair a method's folder with the benchmark's: {"hr": folder} or {"lr": folder}, or both, or none.
 
-    Every image of the benchmark (its HR images, or else its LR images) has to have been restored, and every
-    restored one has to be of the benchmark, which its HR or its LR image shows.  Where the other is missing, the case
-    goes without it, and the metrics that need it have a problem.
+    Every HR image (else LR image) has to have been restored, and every restored one needs an HR or LR image.  Where
+    the other is missing, the case goes without it, and the metrics that need it have a problem.
 
     Args:
         known: of a folder that was restored just now: stems whose restoration failed, with the reason.
@@ -81,7 +80,7 @@ def pair_method(
         ValueError: a folder is missing or holds no image, no file has the suffix, or no stem is of the benchmark
             and a suffix would explain it.
     """
-    given = suffixes or {}
+    given, wanting = suffixes or {}, needed or {}
     sides = {side: by_stem(path, given.get(side, ""))[0] for side, path in benchmark.items()}
     try:
         restored, others = by_stem(folder, suffix)
@@ -110,9 +109,9 @@ def pair_method(
         there = {side: sides[side][stem][0] for side, why in lacking.items() if why is None}
         pairs.cases.append(Case(method, stem, restored[stem][0], **there))
         pairs.problems += [
-            Problem(method, stem, why, tuple((needed or {})[side]))
+            Problem(method, stem, why, tuple(wanting[side]))
             for side, why in lacking.items()
-            if why is not None and (needed or {}).get(side)
+            if why is not None and wanting.get(side)
         ]
     return pairs
 
