@@ -12,6 +12,9 @@ from lucidnft.rng import numpy_generator_for
 
 Verdict = Literal["improved", "worse", "not distinguishable"]
 
+FEWEST_PAIRS = 6
+"""That can tell a difference from chance: the smallest p of a two-sided test of n signs is 2 / 2^n, .0625 for five."""
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -27,8 +30,12 @@ class PairedDifference:
 
     @property
     def verdict(self) -> Verdict:
-        """Improved or worse when the interval leaves out zero."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
+        """Improved or worse when the interval leaves out zero; not distinguishable with under FEWEST_PAIRS images.
+
+        With so few, the interval leaves out zero whenever all differ in one direction, which happens by chance in
+        more than one of twenty cases.  One score is judged here; nothing corrects for the number of scores.
+        """
+        if self.n < FEWEST_PAIRS or self.low is None or self.high is None or self.low <= 0 <= self.high:
             return "not distinguishable"
         return "improved" if (self.difference > 0) is not self.lower_is_better else "worse"
 
@@ -100,6 +107,18 @@ def mean_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def signed_rank_sum(before: Sequence[float], after: Sequence[float]) -> float:
+    """Ranks of the rises minus ranks of the falls of n pairs, by size of the difference; its sign is that of the test.
+
+    It may differ from the sign of the mean difference, which a few large falls can turn.
+    """
+    from scipy.stats import rankdata
+
+    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    differences = differences[differences != 0]
+    return float(np.sum(np.sign(differences) * rankdata(np.abs(differences))))
 
 
 def signed_rank_p(before: Sequence[float], after: Sequence[float]) -> float:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lucidnft.statistics import bootstrap_means, holm, mean_interval, paired_difference, signed_rank_p
+from lucidnft.statistics import (
+    bootstrap_means,
+    holm,
+    mean_interval,
+    paired_difference,
+    signed_rank_p,
+    signed_rank_sum,
+)
 
 scores = st.lists(st.floats(-100, 100), min_size=2, max_size=20)
 
@@ -51,13 +58,21 @@ def test_the_interval_surrounds_the_mean_and_moves_with_a_constant(values, shift
 
 
 def test_verdicts_by_direction():
-    low, high = [1.0, 2.0, 3.0, 4.0], [2.0, 3.1, 4.0, 5.2]
+    low, high = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2.0, 3.1, 4.0, 5.2, 6.0, 7.1]
     assert paired_difference(low, high).verdict == "improved"
     assert paired_difference(high, low).verdict == "worse"
     assert paired_difference(low, high, lower_is_better=True).verdict == "worse"
     assert paired_difference(high, low, lower_is_better=True).verdict == "improved"
     assert paired_difference(low, low).verdict == "not distinguishable"
-    assert paired_difference([0.0, 0.0, 0.0], [1.0, -1.0, 0.5]).verdict == "not distinguishable"
+    assert paired_difference([0.0] * 6, [1.0, -1.0, 0.5, -0.5, 1.0, -0.5]).verdict == "not distinguishable"
+
+
+def test_fewer_pairs_than_could_differ_by_chance_once_in_twenty_have_no_verdict():
+    rising = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    five, six = (paired_difference([0.0] * n, rising[:n]) for n in (5, 6))
+    assert five.low > 0 and five.verdict == "not distinguishable"  # 2 / 2^5 > 0.05
+    assert signed_rank_p([0.0] * 5, rising[:5]) > 0.05 > signed_rank_p([0.0] * 6, rising)
+    assert six.verdict == "improved"
 
 
 def test_one_image_has_no_interval():
@@ -103,6 +118,13 @@ def test_signed_rank_p_has_its_closed_forms():
     assert signed_rank_p(base, base) == 1.0
     same = [0.0] * 20  # pairs that say nothing
     assert signed_rank_p(same + base[:5], [*same, -1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(4 / 2**5)
+
+
+def test_the_sum_of_signed_ranks_has_the_direction_of_the_test():
+    assert signed_rank_sum([0.0] * 4, [-1.0, 2.0, 3.0, 0.0]) == -1 + 2 + 3
+    assert signed_rank_sum([0.0] * 3, [1.0, 1.0, -1.0]) == 2 + 2 - 2  # ties share their ranks
+    assert signed_rank_sum([1.0] * 5, [2.0, 2.0, 2.0, 2.0, -99.0]) > 0  # though the mean falls
+    assert signed_rank_sum([1.0], [1.0]) == 0
 
 
 def test_holm_adjusts_by_hand():

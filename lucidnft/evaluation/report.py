@@ -11,8 +11,8 @@ from lucidnft.charts import interval_bar
 from lucidnft.checkpoint import save_text
 from lucidnft.evaluation import contact_sheets, plots
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
-from lucidnft.evaluation.summary import Summary
-from lucidnft.evaluation.tables import arrow, detail_cells, legend, missing_lines, num_images
+from lucidnft.evaluation.summary import SIGNIFICANT, Summary
+from lucidnft.evaluation.tables import arrow, detail_cells, detail_note, legend, missing_lines, num_images
 from lucidnft.report_page import fold, page, paragraph, section, table
 
 REPORT_FILE = "report.html"
@@ -46,13 +46,15 @@ def write_report(folder: Path, result: Evaluation, summary: Summary) -> Path:
 
 
 def verdict(result: Evaluation, summary: Summary) -> str:
-    """A sentence for every method: how many metrics it improves over the baseline, beyond chance."""
+    """A sentence for every method: how many metrics it improves over the baseline, by the corrected test."""
     sentences = []
     for method in result.methods:
         cells = [c for m in result.metrics if (c := summary.get(method, m.name)) is not None]
-        counts = Counter(cell.gain.paired.verdict for cell in cells if cell.gain is not None)
+        counts = Counter(cell.gain.verdict for cell in cells if cell.gain is not None)
         if counts:
             parts = [f"{counts[kind]} {kind}" for kind in ("improved", "worse", "not distinguishable")]
+            if alone := len(cells) - counts.total():
+                parts.append(f"{alone} without a comparison")
             sentences.append(
                 f"{method} against {result.baseline}: {', '.join(parts)} of {len(cells)} metrics."
             )
@@ -60,6 +62,8 @@ def verdict(result: Evaluation, summary: Summary) -> str:
             sentences.append(
                 f"{method}: {len(cells)} metrics on {num_images(result, summary, method)} images."
             )
+    if any(cell.gain is not None for cell in summary.cells.values()):
+        sentences.append(f"(Wilcoxon's signed-rank test, Holm-corrected, p < {SIGNIFICANT:g}.)")
     return " ".join(sentences)
 
 
@@ -82,7 +86,7 @@ def _table_section(result: Evaluation, summary: Summary) -> str:
         + [_number(summary, method, metric) for metric in result.metrics]
         for method in result.methods
     ]
-    note = legend(result, bold="bold", second="underlined", star="*")
+    note = legend(result, summary, bold="bold", second="underlined", star="*")
     numeric = frozenset(range(1, len(header)))
     return section("Results", table(header, rows, numeric), paragraph(note, "soft"))
 
@@ -118,8 +122,8 @@ def _interval_section(result: Evaluation, summary: Summary) -> str:
             means.append([*name, *texts[:3]])
             if cell.gain is not None:
                 paired = cell.gain.paired
-                kind = "" if " " in paired.verdict else paired.verdict
-                badge = f'<span class="badge {kind}">{paired.verdict}</span>'
+                kind = "" if " " in cell.gain.verdict else cell.gain.verdict
+                badge = f'<span class="badge {kind}">{cell.gain.verdict}</span>'
                 bar = interval_bar(paired.difference, paired.low, paired.high)
                 gains.append([*name, str(paired.n), *texts[3:7], bar, badge])
     if not means:
@@ -127,15 +131,13 @@ def _interval_section(result: Evaluation, summary: Summary) -> str:
     parts = [table(["method", "metric", "n", "mean", "95% interval"], means, frozenset({2, 3, 4}))]
     if gains:
         header = ["method", "metric", "n", "gain", "95% interval", "p", "p (Holm)", "", ""]
-        note = "A badge says whether the interval of the mean gain leaves out zero."
         parts = [
             f"<h3>Gains over {escape(str(result.baseline))}</h3>",
             table(header, gains, frozenset({2, 3, 4, 5, 6})),
-            paragraph(note, "soft"),
             "<h3>Means</h3>",
             *parts,
         ]
-    return section("Intervals and tests", *parts, paragraph("Percentile bootstrap over images.", "soft"))
+    return section("Intervals and tests", *parts, paragraph(detail_note(result), "soft"))
 
 
 def _scatter_section(result: Evaluation, summary: Summary) -> str:

@@ -7,7 +7,15 @@ from typing import Any
 
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
 from lucidnft.evaluation.protocols import decimals_of
-from lucidnft.statistics import PairedDifference, holm, mean_interval, paired_difference, signed_rank_p
+from lucidnft.statistics import (
+    PairedDifference,
+    Verdict,
+    holm,
+    mean_interval,
+    paired_difference,
+    signed_rank_p,
+    signed_rank_sum,
+)
 
 SIGNIFICANT = 0.05
 
@@ -19,10 +27,22 @@ class Gain:
     paired: PairedDifference
     p: float  # of Wilcoxon's signed-rank test, two-sided
     p_holm: float  # adjusted for the number of gains in the table
+    rank_sum: float  # ranks of the rises minus ranks of the falls: the direction of the test
 
     @property
     def significant(self) -> bool:
-        return self.p_holm < SIGNIFICANT
+        """Whether the corrected test is, and the mean gain has the direction that the test found."""
+        return self.p_holm < SIGNIFICANT and self.rank_sum * self.paired.difference > 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Improved or worse, in the metric's direction, where significant.
+
+        Unlike `paired.verdict` it does not go by the interval, which is corrected for nothing.
+        """
+        if not self.significant:
+            return "not distinguishable"
+        return "improved" if (self.paired.difference > 0) is not self.paired.lower_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,7 @@ class Cell:
                 "gain_n": paired.n,
                 "p": self.gain.p,
                 "p_holm": self.gain.p_holm,
-                "verdict": paired.verdict,
+                "verdict": self.gain.verdict,
             }
         return values
 
@@ -94,7 +114,7 @@ def summarise(result: Evaluation) -> Summary:
 def _gains(result: Evaluation) -> dict[tuple[str, str], Gain]:
     if result.baseline is None:
         return {}
-    paired: dict[tuple[str, str], tuple[PairedDifference, float]] = {}
+    paired: dict[tuple[str, str], tuple[PairedDifference, float, float]] = {}
     for method in result.methods:
         for metric in result.metrics:
             base, own = (result.scores[name][metric.name] for name in (result.baseline, method))
@@ -105,11 +125,12 @@ def _gains(result: Evaluation) -> dict[tuple[str, str], Gain]:
             difference = paired_difference(
                 before, after, key=f"{method}/{metric.name}", lower_is_better=metric.lower_is_better
             )
-            paired[method, metric.name] = difference, signed_rank_p(before, after)
-    adjusted = holm([p for _, p in paired.values()])
+            tested = signed_rank_p(before, after), signed_rank_sum(before, after)
+            paired[method, metric.name] = (difference, *tested)
+    adjusted = holm([p for _, p, _ in paired.values()])
     return {
-        place: Gain(difference, p, p_holm)
-        for (place, (difference, p)), p_holm in zip(paired.items(), adjusted, strict=True)
+        place: Gain(difference, p, p_holm, rank_sum)
+        for (place, (difference, p, rank_sum)), p_holm in zip(paired.items(), adjusted, strict=True)
     }
 
 

@@ -31,8 +31,9 @@ def markdown(result: Evaluation, summary: Summary) -> str:
         f"# {escape_markdown(result.benchmark)}",
         f"Protocol `{result.protocol.name}`. {result.protocol.summary}",
         _pipes(header, rows),
-        legend(result, bold="bold", second="underlined", star=r"\*"),
+        legend(result, summary, bold="bold", second="underlined", star=r"\*"),
         "## Intervals and tests",
+        detail_note(result),
         _pipes(DETAILS, [[escape_markdown(c) for c in row] for row in detail_rows(result, summary)]),
     ]
     for title, lines in (("Notes", result.notes), ("Without a number", missing_lines(result))):
@@ -52,7 +53,7 @@ def latex(result: Evaluation, summary: Summary) -> str:
     ]
     lines = [
         f"% {result.benchmark}, protocol {result.protocol.name}. {result.protocol.summary}",
-        f"% {legend(result, bold='bold', second='underlined', star='*')}",
+        f"% {legend(result, summary, bold='bold', second='underlined', star='*')}",
         r"% needs \usepackage{booktabs}",
         rf"\begin{{tabular}}{{lr{'c' * len(result.metrics)}}}",
         r"\toprule",
@@ -84,18 +85,29 @@ def plain(result: Evaluation, summary: Summary) -> str:
     return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
 
 
-def legend(result: Evaluation, *, bold: str, second: str, star: str) -> str:
+def legend(result: Evaluation, summary: Summary, *, bold: str, second: str, star: str) -> str:
     """What the marks of a table mean."""
     parts = ["Means over images"]
     if len(result.methods) > 1:
         parts.append(f"best {bold}" + (f", second {second}" if len(result.methods) > 2 else ""))
     if result.baseline is not None and len(result.methods) > 1:
-        count = (len(result.methods) - 1) * len(result.metrics)
+        count = sum(cell.gain is not None for cell in summary.cells.values())
         parts.append(
             f"in brackets the gain over {result.baseline} on the images both have; {star} p < {SIGNIFICANT:g}, "
             f"two-sided Wilcoxon signed-rank test, Holm-corrected for the {count} comparisons here"
         )
     return "; ".join(parts) + "."
+
+
+def detail_note(result: Evaluation) -> str:
+    """What intervals and verdicts rest on."""
+    text = "Intervals are percentile bootstraps over images, each by itself."
+    if result.baseline is None or len(result.methods) < 2:
+        return text
+    return (
+        f"{text} A verdict goes by the corrected test: improved or worse is p (Holm) < {SIGNIFICANT:g} where mean "
+        "and signed ranks moved the same way, whatever the interval leaves out."
+    )
 
 
 def detail_rows(result: Evaluation, summary: Summary) -> list[list[str]]:
@@ -122,7 +134,7 @@ def detail_cells(cell: Cell, decimals: int) -> list[str]:
         interval(paired.low, paired.high, digits, sign="+"),
         p_text(cell.gain.p),
         p_text(cell.gain.p_holm),
-        paired.verdict,
+        cell.gain.verdict,
     ]
 
 

@@ -59,7 +59,7 @@ def test_markdown_to_the_letter():
         "Means over images; best bold, second underlined; in brackets the gain over base on the images both have; "
         "\\* p < 0.05, two-sided Wilcoxon signed-rank test, Holm-corrected for the 4 comparisons here."
     )
-    assert "| ours | PSNR | 6 | 25.050 | " in text and "| 0.0312 | 0.1250 | improved |" in text
+    assert "| ours | PSNR | 6 | 25.050 | " in text and "| 0.0312 | 0.1250 | not distinguishable |" in text
     assert text.endswith(
         "## Notes\n\n- Note.\n\n## Without a number\n\n"
         "- musiq: not available: no weights (needs musiq.pth)\n- ours/a\\|b \\[psnr\\]: gone\n"
@@ -108,11 +108,48 @@ def test_gains_are_on_common_images_and_their_direction_is_the_metrics():
     cell = summary.cells["ours", "psnr"]
     assert (cell.n, cell.gain.paired.n) == (5, 5) and "| 5-6 |" in markdown(result, summary)
     assert cell.gain.paired.difference == pytest.approx(2 * 1.02)
-    assert summary.cells["ours", "lpips"].gain.paired.verdict == "improved"
     assert [decimals_of("psnr", 0), decimals_of("new", 30), decimals_of("new", 4), decimals_of("new", 0.3)] == [
         2, 2, 3, 4,
     ]  # fmt: skip
     assert (p_text(0.00001), p_text(0.5)) == ("< 0.0001", "0.5000")
+
+
+def with_scores(base: list[float], ours: list[float], metric: str = "psnr") -> Evaluation:
+    """Two methods with these scores of one metric."""
+    result = evaluation(base=(20.0, 0.3), ours=(20.0, 0.3))
+    result.metrics = tuple(m for m in result.metrics if m.name == metric)
+    for name, scores in (("base", base), ("ours", ours)):
+        stems = [f"s{i:02d}" for i in range(len(scores))]
+        result.scores[name] = {metric: dict(zip(stems, scores, strict=True))}
+        result.cases[name] = {stem: Case(name, stem, Path(f"{stem}.png")) for stem in stems}
+    return result
+
+
+def test_the_verdict_is_that_of_the_corrected_test_everywhere(tmp_path):
+    result = evaluation(base=(20.0, 0.3), ours=(22.0, 0.2))  # better on all of six, but for four comparisons
+    summary = summarise(result)
+    gain = summary.cells["ours", "psnr"].gain
+    assert gain.paired.low > 0 and gain.p < 0.05 < gain.p_holm
+    assert gain.verdict == "not distinguishable" == summary.cells["ours", "psnr"].record()["verdict"]
+    html = write_report(tmp_path, result, summary).read_text()
+    assert "ours against base: 0 improved, 0 worse, 2 not distinguishable of 2 metrics." in html
+    assert html.count('<span class="badge ">not distinguishable</span>') == 2
+
+
+def test_a_verdict_has_the_direction_of_its_metric():
+    base = [20.0 + i for i in range(9)]
+    higher = [score + 1 + i / 50 for i, score in enumerate(base)]
+    for metric, better in (("psnr", (base, higher)), ("lpips", (higher, base))):
+        improved, worse = with_scores(*better, metric=metric), with_scores(*better[::-1], metric=metric)
+        found = [summarise(r).cells["ours", metric].gain.verdict for r in (improved, worse)]
+        assert found == ["improved", "worse"]
+
+
+def test_nothing_is_claimed_where_the_mean_and_the_test_disagree():
+    rises = [0.1 + i / 1000 for i in range(20)]
+    gain = summarise(with_scores([20.0] * 21, [20.0 + r for r in rises] + [10.0])).cells["ours", "psnr"].gain
+    assert gain.p_holm < 0.05 and gain.rank_sum > 0 > gain.paired.difference
+    assert gain.verdict == "not distinguishable" and not gain.significant
 
 
 def test_files_hold_the_same_numbers(tmp_path):
