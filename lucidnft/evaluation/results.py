@@ -63,5 +63,5 @@ def record_of(result: Evaluation, summary: Summary, rows: list[dict[str, Any]]) 
         "scores": rows,
         "problems": [asdict(problem) for problem in result.problems],
         "unavailable": [asdict(metric) for metric in result.unavailable],
-        "notes": result.notes,
+        "notes": [*result.notes, *summary.notes],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,8 +81,9 @@ class Summary:
 
     cells: dict[tuple[str, str], Cell]  # (method, metric)
     decimals: dict[str, int]  # digits behind the point, by metric
-    best: dict[str, frozenset[str]]  # metric -> methods that show the best number
+    best: dict[str, frozenset[str]]  # metric -> methods that show the best number; empty where images differ
     second: dict[str, frozenset[str]]  # empty with fewer than three methods
+    notes: tuple[str, ...]  # which columns are not marked, and why
 
     def get(self, method: str, metric: str) -> Cell | None:
         """The cell, or None where nothing was scored."""
@@ -102,13 +104,42 @@ def summarise(result: Evaluation) -> Summary:
                     gains.get((method, metric.name)),
                 )  # fmt: skip
     decimals, best, second = {}, {}, {}
+    uneven = {metric.name: text for metric in result.metrics if (text := _uneven(result, metric))}
     for metric in result.metrics:
         column = [cell for cell in cells.values() if cell.metric == metric.name]
         decimals[metric.name] = decimals_of(metric.name, max((abs(c.mean) for c in column), default=0.0))
-        first_two = _ranked(column, metric, decimals[metric.name]) if len(column) > 1 else [frozenset()] * 2
+        ranked = len(column) > 1 and metric.name not in uneven
+        first_two = _ranked(column, metric, decimals[metric.name]) if ranked else [frozenset()] * 2
         best[metric.name] = first_two[0]
         second[metric.name] = first_two[1] if len(column) > 2 else frozenset()
-    return Summary(cells, decimals, best, second)
+    return Summary(cells, decimals, best, second, _notes(result, uneven))
+
+
+def _uneven(result: Evaluation, metric: MetricInfo) -> str:
+    """Over how many images each method's mean is, where these are not the same images for all; else empty.
+
+    A method that failed on hard images would win by their absence.
+    """
+    images = {
+        m: result.scores[m][metric.name].keys() for m in result.methods if result.scores[m][metric.name]
+    }
+    common = set.intersection(*map(set, images.values())) if images else set()
+    if all(len(stems) == len(common) for stems in images.values()):
+        return ""
+    counts = ", ".join(f"{method} {len(stems)}" for method, stems in images.items())
+    return f"{counts}; {len(common)} in common"
+
+
+def _notes(result: Evaluation, uneven: Mapping[str, str]) -> tuple[str, ...]:
+    """One sentence for all columns with the same numbers of images."""
+    columns: dict[str, list[str]] = {}
+    for metric in result.metrics:
+        if metric.name in uneven:
+            columns.setdefault(uneven[metric.name], []).append(metric.label)
+    return tuple(
+        f"No best is marked for {', '.join(labels)}: the means are over different images ({text})."
+        for text, labels in columns.items()
+    )
 
 
 def _gains(result: Evaluation) -> dict[tuple[str, str], Gain]:

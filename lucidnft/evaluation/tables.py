@@ -31,7 +31,7 @@ def markdown(result: Evaluation, summary: Summary) -> str:
         f"# {escape_markdown(result.benchmark)}",
         f"Protocol `{result.protocol.name}`. {result.protocol.summary}",
         _pipes(header, rows),
-        legend(result, summary, bold="bold", second="underlined", star=r"\*"),
+        escape_markdown(legend(result, summary, bold="bold", second="underlined", star="*")),
         "## Intervals and tests",
         detail_note(result),
         _pipes(DETAILS, [[escape_markdown(c) for c in row] for row in detail_rows(result, summary)]),
@@ -67,7 +67,7 @@ def latex(result: Evaluation, summary: Summary) -> str:
 
 
 def plain(result: Evaluation, summary: Summary) -> str:
-    """The table for a terminal: methods down, metrics across (+ higher is better), best in square brackets."""
+    """The table for a terminal: methods down, metrics across (+ higher is better), best in brackets, then notes."""
     header = ["method", "n", *(f"{m.name} {'-' if m.lower_is_better else '+'}" for m in result.metrics)]
     rows = [
         [method, num_images(result, summary, method)]
@@ -82,11 +82,11 @@ def plain(result: Evaluation, summary: Summary) -> str:
         ).rstrip()
         for row in [header, *rows]
     ]
-    return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:]])
+    return "\n".join([texts[0], "-" * max(map(len, texts)), *texts[1:], *summary.notes])
 
 
 def legend(result: Evaluation, summary: Summary, *, bold: str, second: str, star: str) -> str:
-    """What the marks of a table mean."""
+    """What the marks of a table mean, and which columns have none."""
     parts = ["Means over images"]
     if len(result.methods) > 1:
         parts.append(f"best {bold}" + (f", second {second}" if len(result.methods) > 2 else ""))
@@ -96,7 +96,7 @@ def legend(result: Evaluation, summary: Summary, *, bold: str, second: str, star
             f"in brackets the gain over {result.baseline} on the images both have; {star} p < {SIGNIFICANT:g}, "
             f"two-sided Wilcoxon signed-rank test, Holm-corrected for the {count} comparisons here"
         )
-    return "; ".join(parts) + "."
+    return " ".join(["; ".join(parts) + ".", *summary.notes])
 
 
 def detail_note(result: Evaluation) -> str:
