@@ -8,7 +8,7 @@ from html import escape
 
 from lucidnft.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, axes, scale, thinned, ticks
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
-from lucidnft.evaluation.summary import Cell, Summary
+from lucidnft.evaluation.summary import Cell, Summary, label
 
 MAX_BARS = 240
 MAX_DOTS = 120  # images of one method that a scatter shows
@@ -99,8 +99,8 @@ def _scatter(result: Evaluation, summary: Summary, x: MetricInfo, y: MetricInfo)
         y_ticks,
         to_x,
         to_y,
-        x_label=f"{x.label}, better to the right",
-        y_label=f"{y.label}, better up",
+        x_label=f"{label(x)}, better to the right",
+        y_label=f"{label(y)}, better up",
     )
     for cloud in clouds:
         parts += [
@@ -118,7 +118,7 @@ def _scatter(result: Evaluation, summary: Summary, x: MetricInfo, y: MetricInfo)
             f'<circle class="mean {cloud.colour}" cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" r="5">'
             f"<title>{escape(cloud.name)}, mean: {cloud.x.mean:.5g}, {cloud.y.mean:.5g}</title></circle>"
         )
-    return _figure(f"{y.label} against {x.label}", "", parts)
+    return _figure(f"{label(y)} against {label(x)}", "", parts)
 
 
 def _sorted_bars(metric: MetricInfo, changes: Sequence[tuple[float, str]]) -> str:
@@ -147,7 +147,7 @@ def _sorted_bars(metric: MetricInfo, changes: Sequence[tuple[float, str]]) -> st
     parts.append(
         f'<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{to_y(0.0):.1f}" y2="{to_y(0.0):.1f}"/>'
     )
-    return _figure(metric.label, f"better in {better} of {len(changes)}", parts)
+    return _figure(label(metric), f"better in {better} of {len(changes)}", parts)
 
 
 def _line(colour: str, x1: float, y1: float, x2: float, y2: float) -> str:

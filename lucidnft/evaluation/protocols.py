@@ -6,8 +6,9 @@ that is what a protocol's name stands for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lucidnft.rewards.full_reference import ColorSpace
 
@@ -100,13 +101,21 @@ _SHOWN: dict[str, tuple[str, int]] = {  # name -> (label that says the weights, 
 }
 
 
-def label_of(metric: str) -> str:
-    """What a table's head calls a metric: the papers' name with the weights where several exist."""
-    return _SHOWN[metric][0] if metric in _SHOWN else metric
+def label_of(metric: str, settings: Mapping[str, Any] | None = None) -> str:
+    """What a table's head calls a metric: the papers' name with the weights where several exist.
+
+    settings: of the reward, where known.  LucidConsistency is the papers' with Qwen3-VL only, so the label says what
+    embeds: "LucidConsistency (tiny)" for what the name alone builds.
+    """
+    label = _SHOWN[metric][0] if metric in _SHOWN else metric
+    if metric != "lucid_consistency" or settings is None or settings.get("type") != metric:
+        return label
+    embedder = {"qwen3_vl": "Qwen3-VL"}.get(settings["embedder"]["type"], settings["embedder"]["type"])
+    return f"{label} ({embedder}{', no head' if settings['head'] is None else ''})"
 
 
 def decimals_of(metric: str, largest: float) -> int:
-    """Digits behind the point, as the papers have them; for other metrics by the size of the numbers."""
+    """Digits behind the point, as the papers have them; for other metrics by the size of the largest number."""
     if metric in _SHOWN:
         return _SHOWN[metric][1]
     return 2 if largest >= 10 else 3 if largest >= 2 else 4

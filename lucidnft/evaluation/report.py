@@ -11,7 +11,7 @@ from lucidnft.charts import interval_bar
 from lucidnft.checkpoint import save_text
 from lucidnft.evaluation import contact_sheets, plots
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
-from lucidnft.evaluation.summary import SIGNIFICANT, Summary
+from lucidnft.evaluation.summary import SIGNIFICANT, Summary, label
 from lucidnft.evaluation.tables import arrow, detail_cells, detail_note, legend, missing_lines, num_images
 from lucidnft.report_page import fold, page, paragraph, section, table
 
@@ -80,7 +80,7 @@ def _missing_section(result: Evaluation) -> str:
 
 
 def _table_section(result: Evaluation, summary: Summary) -> str:
-    header = ["method", "n", *(f"{escape(m.label)} {arrow(m)}" for m in result.metrics)]
+    header = ["method", "n", *(f"{escape(label(m))} {arrow(m)}" for m in result.metrics)]
     rows = [
         [escape(method), num_images(result, summary, method)]
         + [_number(summary, method, metric) for metric in result.metrics]
@@ -118,7 +118,7 @@ def _interval_section(result: Evaluation, summary: Summary) -> str:
             if cell is None:
                 continue
             texts = [escape(text) for text in detail_cells(cell, summary.decimals[metric.name])]
-            name = [escape(method), f"{escape(metric.label)} {arrow(metric)}"]
+            name = [escape(method), f"{escape(label(metric))} {arrow(metric)}"]
             means.append([*name, *texts[:3]])
             if cell.gain is not None:
                 paired = cell.gain.paired
@@ -176,7 +176,7 @@ def _sheet_sections(result: Evaluation, summary: Summary) -> list[str]:
             if result.scores[method][metric.name]
         ]
         folds = [
-            f'<details class="card"{" open" * (index == 0)}><summary>{escape(metric.label)}</summary>{sheet}</details>'
+            f'<details class="card"{" open" * (index == 0)}><summary>{escape(label(metric))}</summary>{sheet}</details>'
             for index, (metric, sheet) in enumerate(sheets)
         ]
         by = "gain over " + result.baseline if result.baseline not in (None, method) else "score"

@@ -10,7 +10,7 @@ from typing import Any
 
 from lucidnft.checkpoint import save_json, save_text
 from lucidnft.evaluation.evaluator import Evaluation
-from lucidnft.evaluation.summary import Summary
+from lucidnft.evaluation.summary import Summary, label
 from lucidnft.evaluation.tables import latex, markdown
 
 CSV_FILE, JSON_FILE, MARKDOWN_FILE, LATEX_FILE = "scores.csv", "scores.json", "tables.md", "tables.tex"
@@ -56,7 +56,7 @@ def record_of(result: Evaluation, summary: Summary, rows: list[dict[str, Any]]) 
         "baseline": result.baseline,
         "methods": {method: {"folder": result.folders[method]} for method in result.methods},
         "metrics": {
-            metric.name: {"label": metric.label, "lower_is_better": metric.lower_is_better, **metric.facts}
+            metric.name: {"label": label(metric), "lower_is_better": metric.lower_is_better, **metric.facts}
             for metric in result.metrics
         },
         "summary": [cell.record() for cell in summary.cells.values()],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
-from lucidnft.evaluation.protocols import decimals_of
+from lucidnft.evaluation.protocols import decimals_of, label_of
 from lucidnft.statistics import (
     PairedDifference,
     Verdict,
@@ -90,6 +90,11 @@ class Summary:
         return self.cells.get((method, metric))
 
 
+def label(metric: MetricInfo) -> str:
+    """What tables call a metric, with its weights where the name alone would mislead."""
+    return label_of(metric.name, metric.facts.get("settings"))
+
+
 def summarise(result: Evaluation) -> Summary:
     """Means, intervals and gains of an evaluation."""
     gains = _gains(result)
@@ -107,12 +112,21 @@ def summarise(result: Evaluation) -> Summary:
     uneven = {metric.name: text for metric in result.metrics if (text := _uneven(result, metric))}
     for metric in result.metrics:
         column = [cell for cell in cells.values() if cell.metric == metric.name]
-        decimals[metric.name] = decimals_of(metric.name, max((abs(c.mean) for c in column), default=0.0))
+        decimals[metric.name] = _decimals(metric, column)
         ranked = len(column) > 1 and metric.name not in uneven
         first_two = _ranked(column, metric, decimals[metric.name]) if ranked else [frozenset()] * 2
         best[metric.name] = first_two[0]
         second[metric.name] = first_two[1] if len(column) > 2 else frozenset()
     return Summary(cells, decimals, best, second, _notes(result, uneven))
+
+
+def _decimals(metric: MetricInfo, column: list[Cell]) -> int:
+    """Digits behind the point: the usual ones, and more where a significant gain would print as zero."""
+    decimals = decimals_of(metric.name, max((abs(c.mean) for c in column), default=0.0))
+    marked = [c.gain.paired.difference for c in column if c.gain is not None and c.gain.significant]
+    while any(round(gain, decimals) == 0 for gain in marked):
+        decimals += 1
+    return decimals
 
 
 def _uneven(result: Evaluation, metric: MetricInfo) -> str:
@@ -135,7 +149,7 @@ def _notes(result: Evaluation, uneven: Mapping[str, str]) -> tuple[str, ...]:
     columns: dict[str, list[str]] = {}
     for metric in result.metrics:
         if metric.name in uneven:
-            columns.setdefault(uneven[metric.name], []).append(metric.label)
+            columns.setdefault(uneven[metric.name], []).append(label(metric))
     return tuple(
         f"No best is marked for {', '.join(labels)}: the means are over different images ({text})."
         for text, labels in columns.items()

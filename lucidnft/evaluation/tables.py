@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
-from lucidnft.evaluation.summary import SIGNIFICANT, Cell, Summary
+from lucidnft.evaluation.summary import SIGNIFICANT, Cell, Summary, label
 
 UP, DOWN = "\u2191", "\u2193"
 NO_NUMBER = "-"
@@ -21,7 +21,7 @@ _LATEX = {
 
 def markdown(result: Evaluation, summary: Summary) -> str:
     """The whole of tables.md: the table, the intervals and tests, and what has no number."""
-    header = ["method", "n", *(f"{escape_markdown(m.label)} {arrow(m)}" for m in result.metrics)]
+    header = ["method", "n", *(f"{escape_markdown(label(m))} {arrow(m)}" for m in result.metrics)]
     rows = [
         [escape_markdown(method), num_images(result, summary, method)]
         + [_marked(summary, method, m, _markdown_mark, star=r"\*") for m in result.metrics]
@@ -45,7 +45,7 @@ def markdown(result: Evaluation, summary: Summary) -> str:
 def latex(result: Evaluation, summary: Summary) -> str:
     """tables.tex: a tabular for booktabs."""
     arrows = {UP: r"$\uparrow$", DOWN: r"$\downarrow$"}
-    header = ["Method", "$n$", *(f"{escape_latex(m.label)} {arrows[arrow(m)]}" for m in result.metrics)]
+    header = ["Method", "$n$", *(f"{escape_latex(label(m))} {arrows[arrow(m)]}" for m in result.metrics)]
     rows = [
         [escape_latex(method), num_images(result, summary, method).replace("-", "--")]
         + [_marked(summary, method, m, _latex_mark, star="$^{*}$") for m in result.metrics]
@@ -117,7 +117,7 @@ def detail_rows(result: Evaluation, summary: Summary) -> list[list[str]]:
         for metric in result.metrics:
             cell = summary.get(method, metric.name)
             if cell is not None:
-                rows.append([method, metric.label, *detail_cells(cell, summary.decimals[metric.name])])
+                rows.append([method, label(metric), *detail_cells(cell, summary.decimals[metric.name])])
     return rows
 
 

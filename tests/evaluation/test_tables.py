@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lucidnft.evaluation.evaluator import Evaluation, evaluate
-from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric
+from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric, metric_specs
 from lucidnft.evaluation.pairing import Case, Problem
 from lucidnft.evaluation.plots import scatter_charts, sorted_charts
 from lucidnft.evaluation.protocols import PROTOCOLS, decimals_of
 from lucidnft.evaluation.report import write_report
 from lucidnft.evaluation.results import write_results
-from lucidnft.evaluation.summary import summarise
+from lucidnft.evaluation.summary import label, summarise
 from lucidnft.evaluation.tables import escape_latex, latex, markdown, p_text, plain
 from lucidnft.images import save_image
 
@@ -188,6 +189,44 @@ def test_a_method_without_a_metric_does_not_hinder_the_others():
     result.scores["third"]["psnr"] = {}
     summary = summarise(result)
     assert summary.best["psnr"] == {"ours"} and not summary.second["psnr"] and not summary.notes
+
+
+def test_the_column_of_lucid_consistency_says_which_embedder(settings, tmp_path):
+    remarks = (Path(__file__).parents[2] / "configs/eval/reallq250.yaml").read_text()
+    commented = "".join(
+        line[2:] for line in remarks.splitlines(keepends=True) if re.match("# (rewards:|  lucid)", line)
+    )
+    by_name = settings(metrics=["lucid_consistency", "quality_net"])
+    of_papers = settings(metrics=["psnr"], rewards=yaml.safe_load(commented)["rewards"])
+    embeddings = {"type": "lucid_consistency", "embedder": {"type": "hf_vision"}, "head": None}
+    own = settings(
+        metrics=["psnr"], rewards={"mine": {"type": "lucid_consistency"}, "lucid_consistency": embeddings}
+    )
+    labels = [
+        [label(MetricInfo(spec.name, False, frozenset(), {"settings": spec.settings.model_dump(mode="json")}))
+         for spec in metric_specs(config)]
+        for config in (by_name, of_papers, own)
+    ]  # fmt: skip
+    assert labels == [
+        ["LucidConsistency (tiny)", "QualityNet"],
+        ["PSNR", "LucidConsistency (Qwen3-VL)"],
+        ["PSNR", "mine", "LucidConsistency (hf_vision, no head)"],
+    ]
+    result = evaluate(by_name, progress=False)
+    summary = summarise(result)
+    write_results(tmp_path, result, summary, method_column=True)
+    texts = [(tmp_path / name).read_text() for name in ("tables.md", "tables.tex", "scores.json")]
+    texts.append(write_report(tmp_path, result, summary).read_text())
+    assert all("LucidConsistency (tiny)" in text for text in texts)
+    assert not any(re.search(r"LucidConsistency(?!Config| \(tiny\))", text) for text in texts)
+
+
+def test_a_marked_gain_does_not_print_as_zero():
+    base = [0.3 + i / 100 for i in range(9)]
+    tiny = with_scores(base, [score - 4e-6 * (1 + i / 100) for i, score in enumerate(base)], metric="lpips")
+    assert "**0.339996** (-0.000004\\*)" in markdown(tiny, summarise(tiny))
+    noise = with_scores(base, [score + 4e-6 * (-1) ** i for i, score in enumerate(base)], metric="lpips")
+    assert summarise(noise).decimals == {"lpips": 4}
 
 
 def test_files_hold_the_same_numbers(tmp_path):
