@@ -137,7 +137,7 @@ def _interval_section(result: Evaluation, summary: Summary) -> str:
             "<h3>Means</h3>",
             *parts,
         ]
-    return section("Intervals and tests", *parts, paragraph(detail_note(result), "soft"))
+    return section("Intervals and tests", *parts, paragraph(detail_note(result, summary), "soft"))
 
 
 def _scatter_section(result: Evaluation, summary: Summary) -> str:

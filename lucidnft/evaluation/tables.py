@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from lucidnft.evaluation.evaluator import Evaluation, MetricInfo
@@ -15,7 +16,7 @@ DETAILS = (
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def markdown(result: Evaluation, summary: Summary) -> str:
         _pipes(header, rows),
         escape_markdown(legend(result, summary, bold="bold", second="underlined", star="*")),
         "## Intervals and tests",
-        detail_note(result),
+        escape_markdown(detail_note(result, summary)),
         _pipes(DETAILS, [[escape_markdown(c) for c in row] for row in detail_rows(result, summary)]),
     ]
     for title, lines in (("Notes", result.notes), ("Without a number", missing_lines(result))):
@@ -43,19 +44,47 @@ def markdown(result: Evaluation, summary: Summary) -> str:
 
 
 def latex(result: Evaluation, summary: Summary) -> str:
-    """tables.tex: a tabular for booktabs."""
+    """tables.tex: two tabulars for booktabs, the table and its intervals and tests, each with its note below."""
     arrows = {UP: r"$\uparrow$", DOWN: r"$\downarrow$"}
     header = ["Method", "$n$", *(f"{escape_latex(label(m))} {arrows[arrow(m)]}" for m in result.metrics)]
     rows = [
         [escape_latex(method), num_images(result, summary, method).replace("-", "--")]
-        + [_marked(summary, method, m, _latex_mark, star="$^{*}$") for m in result.metrics]
+        + [_latex_number(_marked(summary, method, m, _latex_mark, star="$^{*}$")) for m in result.metrics]
         for method in result.methods
     ]
+    about = f"{result.benchmark}, protocol {result.protocol.name}. {result.protocol.summary}"
+    note = legend(result, summary, bold="bold", second="underlined", star="*")
     lines = [
-        f"% {result.benchmark}, protocol {result.protocol.name}. {result.protocol.summary}",
-        f"% {legend(result, summary, bold='bold', second='underlined', star='*')}",
-        r"% needs \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{lr{'c' * len(result.metrics)}}}",
+        r"% Two tables without floats around them; they need \usepackage{booktabs}.",
+        f"% {' '.join(about.split())}",
+        *_tabular(f"lr{'c' * len(result.metrics)}", header, rows),
+        rf"\par\smallskip\noindent{{\footnotesize {escape_latex(note)}\par}}",
+        "",
+        "% Intervals and tests.",
+        r"\bigskip{\footnotesize\noindent",
+        *_latex_details(result, summary),
+        rf"\par\smallskip\noindent {escape_latex(' '.join(_detail_sentences(result, summary)))}\par}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_details(result: Evaluation, summary: Summary) -> list[str]:
+    header = ["Method", "Metric", "$n$", "Mean", r"95\% interval", "Gain", r"95\% interval", "", "$p$ (Holm)"]
+    compared = any(cell.gain is not None for cell in summary.cells.values())
+    columns = [0, 1, 2, 3, 4, *([5, 6, 8] if compared else [])]  # of DETAILS
+    rows = [
+        [
+            escape_latex(row[i]) if i < 2 else _latex_number(escape_latex(row[i]))
+            for i in columns
+        ]
+        for row in detail_rows(result, summary)
+    ]  # fmt: skip
+    return _tabular("ll" + "r" * (len(columns) - 2), [header[i] for i in columns], rows)
+
+
+def _tabular(columns: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(header) + r" \\",
         r"\midrule",
@@ -63,7 +92,11 @@ def latex(result: Evaluation, summary: Summary) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _latex_number(text: str) -> str:
+    """A hyphen before a digit becomes a minus; where there is no number stands a dash."""
+    return "--" if text == NO_NUMBER else re.sub(r"-(?=\d)", "$-$", text)
 
 
 def plain(result: Evaluation, summary: Summary) -> str:
@@ -91,23 +124,36 @@ def legend(result: Evaluation, summary: Summary, *, bold: str, second: str, star
     if len(result.methods) > 1:
         parts.append(f"best {bold}" + (f", second {second}" if len(result.methods) > 2 else ""))
     if result.baseline is not None and len(result.methods) > 1:
-        count = sum(cell.gain is not None for cell in summary.cells.values())
         parts.append(
             f"in brackets the gain over {result.baseline} on the images both have; {star} p < {SIGNIFICANT:g}, "
-            f"two-sided Wilcoxon signed-rank test, Holm-corrected for the {count} comparisons here"
+            + _test(summary)
         )
     return " ".join(["; ".join(parts) + ".", *summary.notes])
 
 
-def detail_note(result: Evaluation) -> str:
-    """What intervals and verdicts rest on."""
-    text = "Intervals are percentile bootstraps over images, each by itself."
-    if result.baseline is None or len(result.methods) < 2:
-        return text
-    return (
-        f"{text} A verdict goes by the corrected test: improved or worse is p (Holm) < {SIGNIFICANT:g} where mean "
-        "and signed ranks moved the same way, whatever the interval leaves out."
-    )
+def detail_note(result: Evaluation, summary: Summary) -> str:
+    """What intervals, tests and verdicts rest on."""
+    sentences = _detail_sentences(result, summary)
+    if len(sentences) > 1:
+        sentences.append(
+            f"A verdict goes by the corrected test: improved or worse is p (Holm) < {SIGNIFICANT:g} where mean and "
+            "signed ranks moved the same way, whatever the interval leaves out."
+        )
+    return " ".join(sentences)
+
+
+def _detail_sentences(result: Evaluation, summary: Summary) -> list[str]:
+    sentences = ["Intervals are percentile bootstraps over images, each by itself."]
+    if any(cell.gain is not None for cell in summary.cells.values()):
+        sentences.append(
+            f"Gains are over {result.baseline} on the images both have; p (Holm): {_test(summary)}."
+        )
+    return sentences
+
+
+def _test(summary: Summary) -> str:
+    count = sum(cell.gain is not None for cell in summary.cells.values())
+    return f"two-sided Wilcoxon signed-rank test, Holm-corrected for the {count} comparisons here"
 
 
 def detail_rows(result: Evaluation, summary: Summary) -> list[list[str]]:
