@@ -35,10 +35,8 @@ STYLE = """
 def contact_sheet(result: Evaluation, summary: Summary, method: str, metric: MetricInfo) -> str:
     """Rows of the worst and the best images of a method, by gain over the baseline or else by score."""
     own = result.scores[method][metric.name]
-    base = {} if result.baseline in (None, method) else result.scores[str(result.baseline)][metric.name]
-    ordered = sorted(
-        (stem for stem in own if stem in base or not base), key=lambda s: own[s] - base.get(s, 0.0)
-    )
+    base = _compared(result, method, metric)
+    ordered = sorted(base or own, key=lambda s: own[s] - base.get(s, 0.0))
     if metric.lower_is_better:
         ordered.reverse()
     count = min(NUM_SHOWN, len(ordered) // 2)
@@ -57,6 +55,23 @@ def contact_sheet(result: Evaluation, summary: Summary, method: str, metric: Met
         cells = "".join(_cell(title, path) for title, path in _pictures(result, method, stem))
         rows.append(f'<div class="row"><div class="said">{said}</div>{cells}</div>')
     return f'<div class="sheet">{"".join(rows)}</div>'
+
+
+def order_of(result: Evaluation, method: str, metric: MetricInfo) -> str:
+    """What a contact sheet's worst and best go by, in words."""
+    if _compared(result, method, metric):
+        return f"by gain over {result.baseline}"
+    if result.baseline in (None, method):
+        return "by score"
+    return f"by score, since {result.baseline} has none for these images"
+
+
+def _compared(result: Evaluation, method: str, metric: MetricInfo) -> dict[str, float]:
+    """The baseline's scores of the images that the method has too."""
+    if result.baseline in (None, method):
+        return {}
+    base = result.scores[str(result.baseline)][metric.name]
+    return {stem: base[stem] for stem in result.scores[method][metric.name] if stem in base}
 
 
 def _pictures(result: Evaluation, method: str, stem: str) -> list[tuple[str, Path]]:

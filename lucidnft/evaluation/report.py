@@ -176,11 +176,11 @@ def _sheet_sections(result: Evaluation, summary: Summary) -> list[str]:
             if result.scores[method][metric.name]
         ]
         folds = [
-            f'<details class="card"{" open" * (index == 0)}><summary>{escape(label(metric))}</summary>{sheet}</details>'
+            f'<details class="card"{" open" * (index == 0)}><summary>{escape(label(metric))}, '
+            f"{escape(contact_sheets.order_of(result, method, metric))}</summary>{sheet}</details>"
             for index, (metric, sheet) in enumerate(sheets)
         ]
-        by = "gain over " + result.baseline if result.baseline not in (None, method) else "score"
-        sections.append(section(f"{method}: worst and best by {by}", *folds))
+        sections.append(section(f"{method}: worst and best", *folds))
     return sections
 
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from lucidnft.evaluation.contact_sheets import contact_sheet, order_of
 from lucidnft.evaluation.evaluator import evaluate
 from lucidnft.evaluation.metrics import MetricInfo, UnavailableMetric
 from lucidnft.evaluation.pairing import Case, Problem
@@ -19,7 +20,7 @@ from lucidnft.evaluation.results import write_results
 from lucidnft.evaluation.summary import summarise
 from lucidnft.evaluation.tables import markdown, plain
 from lucidnft.images import save_image
-from tests.evaluation.small_results import evaluation
+from tests.evaluation.small_results import evaluation, with_scores
 
 
 def test_markdown_to_the_letter():
@@ -100,6 +101,22 @@ def test_the_report_is_one_whole_page_with_plots_and_sheets(settings, benchmark_
     assert page.counts["img"] == 3 * 6 * 4  # three metrics, three worst and three best, LR base ours HR
     assert "&lt;i&gt;" in html and "<i>.png" not in html
     assert "ours against base: " in html and re.search(r"improved, \d worse", html)
+
+
+def test_sheets_say_what_worst_and_best_go_by(tmp_path):
+    result = with_scores([21.0, 23.0, 22.0, 20.0], [25.0, 24.0, 23.5, 23.0])
+    metric = result.metrics[0]
+    orders = []
+    for base in (result.scores["base"]["psnr"], {}, {"other": 20.0}):
+        result.scores["base"] = {"psnr": base}
+        sheet = contact_sheet(result, summarise(result), "ours", metric)
+        orders.append((order_of(result, "ours", metric), re.findall(r"<b>(s\d\d)</b>", sheet)))
+        html = write_report(tmp_path, result, summarise(result)).read_text()
+        assert f"<summary>PSNR, {orders[-1][0]}</summary>" in html
+    by_score = ("by score, since base has none for these images", ["s03", "s02", "s00", "s01"])
+    assert orders == [("by gain over base", ["s01", "s02", "s00", "s03"]), by_score, by_score]
+    result.baseline = None
+    assert order_of(result, "ours", metric) == "by score"
 
 
 def test_points_are_where_better_is_up_and_to_the_right():
