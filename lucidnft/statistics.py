@@ -15,6 +15,11 @@ Verdict = Literal["improved", "worse", "not distinguishable"]
 FEWEST_PAIRS = 6
 """That can tell a difference from chance: the smallest p of a two-sided test of n signs is 2 / 2^n, .0625 for five."""
 
+COUNTS_AT_ONCE = 2**18
+"""Numbers of draws that a bootstrap holds at a time: 2 MiB, and as much again for their product."""
+
+ROW_BLOCK = 64
+
 
 @dataclass(frozen=True)
 class PairedDifference:
@@ -90,11 +95,18 @@ def paired_difference(
 
 
 def bootstrap_means(values: np.ndarray, num_resamples: int, *, seed: int, key: str = "") -> np.ndarray:
-    """(n,) values -> (num_resamples,) means of n values drawn with replacement."""
+    """(n,) values -> (num_resamples,) means of n values drawn with replacement, in memory for COUNTS_AT_ONCE."""
     draw = numpy_generator_for(seed, "bootstrap", key)
-    # How often each value is drawn is multinomial: one matrix product instead of n indices per resample.
-    counts = draw.multinomial(values.size, np.full(values.size, 1 / values.size), size=num_resamples)
-    return counts @ values / values.size
+    size = values.size
+    share = np.full(size, 1 / size)
+    # BLAS takes rows in blocks and sums what is left over in another order: whole blocks give the bits of one product.
+    rows = max(1, COUNTS_AT_ONCE // size // ROW_BLOCK) * ROW_BLOCK
+    means = np.empty(num_resamples)
+    for start in range(0, num_resamples, rows):
+        part = means[start : start + rows]
+        # How often each value is drawn is multinomial: a matrix product instead of n indices per resample.
+        part[:] = draw.multinomial(size, share, size=part.size) @ values / size
+    return means
 
 
 def mean_interval(

@@ -1,10 +1,13 @@
 """The paired bootstrap: closed forms, coverage and direction."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lucidnft.rng import numpy_generator_for
 from lucidnft.statistics import (
     bootstrap_means,
     holm,
@@ -23,6 +26,17 @@ def test_means_of_resamples_have_the_mean_and_spread_of_theory():
     assert means.mean() == pytest.approx(values.mean(), abs=0.01)
     assert means.std() == pytest.approx(values.std(ddof=0) / 5, rel=0.02)
     assert means.min() >= values.min() and means.max() <= values.max()
+
+
+def test_resamples_of_many_images_are_made_in_parts_and_are_the_same():
+    values = np.arange(3000.0)  # whole numbers, whose sums have no rounding
+    tracemalloc.start()
+    means = bootstrap_means(values, 1000, seed=3, key="a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 2**20 < 8 * 1000 * 3000  # bytes: of the parts, and of the whole
+    whole = numpy_generator_for(3, "bootstrap", "a").multinomial(3000, np.full(3000, 1 / 3000), size=1000)
+    assert np.array_equal(means, whole @ values / 3000)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
