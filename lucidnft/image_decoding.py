@@ -123,14 +123,17 @@ def read_size(path: str | Path) -> tuple[int, int]:
         raise UnreadableImageError(path, _reason(error)) from error
 
 
-def set_max_pixels(number: int) -> None:
+def set_max_pixels(number: int) -> int:
     """Read images of up to this many pixels, in this process; it sets Pillow's `Image.MAX_IMAGE_PIXELS`.
 
-    Without it the number is 178956970, so that a small file cannot fill the memory.  Raises ValueError below 1.
+    Without it the number is 178956970, so that a small file cannot fill the memory.  Returns the one before.  Raises
+    ValueError below 1.
     """
     if number < 1:
         raise ValueError(f"max_pixels is {number}, expected 1 or more")
+    before = 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)
     Image.MAX_IMAGE_PIXELS = -(-number // 2)  # Pillow warns from there, and refuses from twice that
+    return before
 
 
 def _content(path: str | Path) -> bytes:
@@ -171,9 +174,8 @@ def _reason(error: BaseException) -> str:
             f"its {' of at most '.join(numbers[:2])} pixels are too many; if you trust the file, allow more with "
             "lucidnft.images.set_max_pixels"
         )
-    if isinstance(error, AssertionError) or "cannot load this image" in str(
-        error
-    ):  # of Pillow, without a reason
+    # of Pillow, without a reason
+    if isinstance(error, AssertionError) or "cannot load this image" in str(error):
         return f"it has a header but no usable pixels behind it; it is damaged ({type(error).__name__})"
     return f"{error} ({type(error).__name__})"
 

@@ -308,7 +308,7 @@ def test_the_number_of_pixels_is_limited_and_can_be_raised(tmp_path, monkeypatch
             UnreadableImageError, match="its 25 of at most 20 pixels are too many; .*set_max_pixels"
         ):
             read(tmp_path / "a.png")
-    set_max_pixels(25)
+    assert set_max_pixels(25) == 20
     assert read_image(tmp_path / "a.png").rgb.shape == (3, 5, 5)
     with pytest.raises(ValueError, match="max_pixels is 0"):
         set_max_pixels(0)

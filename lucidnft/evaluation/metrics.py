@@ -21,7 +21,7 @@ from lucidnft.checkpoint.fingerprint import sampled_fingerprint
 from lucidnft.config_validation import unknown_name
 from lucidnft.environment import package_versions
 from lucidnft.evaluation.pairing import file_digest
-from lucidnft.evaluation.protocols import PROTOCOL_METRICS, Protocol, label_of
+from lucidnft.evaluation.protocols import PROTOCOL_METRICS, Protocol
 from lucidnft.evaluation.settings import EvaluationConfig
 from lucidnft.rewards.base import Reward
 from lucidnft.rewards.full_reference import FullReferenceConfig
@@ -111,10 +111,6 @@ class MetricInfo:
     facts: dict[str, Any]
 
     @property
-    def label(self) -> str:
-        return label_of(self.name)
-
-    @property
     def identity(self) -> str:
         """Hash of everything its scores depend on, but the images."""
         return str(self.facts["identity"])
@@ -165,8 +161,7 @@ def build_metric(spec: MetricSpec, device: str) -> Metric | UnavailableMetric:
         reward.to(device)
     except Exception as error:  # metrics are others' code, and a damaged weight file raises anything
         return _unavailable(spec.name, error)
-    identity = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return Metric(spec.name, reward, identity, facts)
+    return Metric(spec.name, reward, identity_of(facts), facts)
 
 
 def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
@@ -184,6 +179,11 @@ def facts_of(spec: MetricSpec, reward: Reward, device: str) -> dict[str, Any]:
         "packages": package_versions(SCORING_PACKAGES),
         "device": device.partition(":")[0],
     }
+
+
+def identity_of(facts: dict[str, Any]) -> str:
+    """Hash of what `facts_of` gives."""
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def weights_of(reward: Reward) -> dict[str, str]:

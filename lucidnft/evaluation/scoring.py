@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 import multiprocessing
 import os
 import signal
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from lucidnft.evaluation.metrics import (
     UnavailableMetric,
     build_metric,
     facts_of,
+    identity_of,
 )
 from lucidnft.evaluation.pairing import Case, Problem
 from lucidnft.images import UnreadableImageError, read_image, tensor_to_uint8
@@ -98,8 +98,7 @@ def describe_elsewhere(spec: MetricSpec, device: str) -> MetricInfo | Unavailabl
     if isinstance(metric, UnavailableMetric):
         return metric
     facts = facts_of(spec, metric.reward, device)
-    identity = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return replace(metric, identity=identity, facts=facts).info()
+    return replace(metric, identity=identity_of(facts), facts=facts).info()
 
 
 class Scorer:
@@ -120,7 +119,7 @@ class Scorer:
             workers,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(specs, devices, context.Value("i", 0)),
+            initargs=(specs, devices, context.Value("i", 0), Image.MAX_IMAGE_PIXELS),
         )
 
     def __enter__(self) -> Scorer:
@@ -229,7 +228,10 @@ def _read_sides(case: Case, sides: Sequence[str], device: str) -> tuple[dict[str
 _worker: dict[str, LoadedMetrics] = {}  # what a worker process keeps between jobs
 
 
-def _start_worker(specs: Sequence[MetricSpec], devices: Sequence[str], counter: Any) -> None:
+def _start_worker(
+    specs: Sequence[MetricSpec], devices: Sequence[str], counter: Any, max_image_pixels: int | None
+) -> None:
+    Image.MAX_IMAGE_PIXELS = max_image_pixels  # what the parent was allowed to read
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
     threading.Thread(target=_follow_parent, daemon=True).start()
     with counter.get_lock():

@@ -29,6 +29,7 @@ class Batch:
 
     jobs: tuple[RestoreJob, ...]
     pixels: int  # of the inputs together; 0 when the header could not be read
+    size: tuple[int, int] | None = None  # (h, w) of each
 
 
 def plan_batches(jobs: Sequence[RestoreJob], batch_size: int) -> list[Batch]:
@@ -44,7 +45,7 @@ def plan_batches(jobs: Sequence[RestoreJob], batch_size: int) -> list[Batch]:
     with ThreadPoolExecutor(HEADER_READERS) as pool:
         sizes = list(pool.map(_header_size, (job.source for job in jobs)))
     batches: list[list[RestoreJob]] = []
-    pixels: list[int] = []
+    promised: list[tuple[int, int] | None] = []
     open_batches: dict[tuple[int, int], int] = {}  # size -> index of the batch that still has room
     for job, size in zip(jobs, sizes, strict=True):
         area = 0 if size is None else size[0] * size[1]
@@ -52,12 +53,15 @@ def plan_batches(jobs: Sequence[RestoreJob], batch_size: int) -> list[Batch]:
         if index is None:
             index = len(batches)
             batches.append([])
-            pixels.append(area)
+            promised.append(size)
         batches[index].append(job)
         if size is not None:
             full = len(batches[index]) >= min(batch_size, BATCH_PIXELS // max(1, area))
             open_batches.pop(size, None) if full else open_batches.update({size: index})
-    return [Batch(tuple(batch), area * len(batch)) for batch, area in zip(batches, pixels, strict=True)]
+    return [
+        Batch(tuple(batch), 0 if size is None else len(batch) * size[0] * size[1], size)
+        for batch, size in zip(batches, promised, strict=True)
+    ]
 
 
 def plan_digest(batches: Sequence[Batch]) -> str:

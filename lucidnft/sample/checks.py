@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lucidnft.images import set_max_pixels
 from lucidnft.inference.jobs import RestoreJob
 from lucidnft.rewards.base import Reward
 from lucidnft.sample.compare import ComparedPair, write_comparison
@@ -62,11 +63,19 @@ def plan_checks(args: argparse.Namespace) -> Checks:
 
 
 def run_checks(
-    checks: Checks, jobs: Sequence[RestoreJob], output_dir: Path, device: torch.device, *, part: str
+    checks: Checks,
+    jobs: Sequence[RestoreJob],
+    output_dir: Path,
+    device: torch.device,
+    *,
+    part: str,
+    largest: int = 0,
 ) -> list[str]:
     """Make everything; returns what is missing, one line each.
 
-    part: which shard this is, in the names of files; "" when it is all.
+    Args:
+        part: which shard this is, in the names of files; "" when it is all.
+        largest: pixels of the largest output, which may be more than is read of files that nobody promised.
 
     Raises:
         OSError: a file cannot be written.
@@ -74,6 +83,8 @@ def run_checks(
     pairs = name_pairs([(job.source, job.target) for job in jobs if os.path.isfile(job.target)], output_dir)
     if not pairs:
         return ["there is no output to look at"] if checks.metrics or checks.maps or checks.compare else []
+    limit = set_max_pixels(max(1, largest))
+    set_max_pixels(max(limit, largest))
     missing: list[str] = []
     scores = None
     if checks.metrics:

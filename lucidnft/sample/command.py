@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lucidnft.sample.arguments import parse_args
@@ -63,11 +64,20 @@ def _run(args: argparse.Namespace, processes: Processes) -> int:
     stops = sorted({reason for _, reason in shares if reason is not None})
     for reason in stops:
         print(f"sample.py: stopped: {reason}", file=sys.stderr)
-    checks, jobs, output_dir, device, shard = work.checks, work.jobs, work.output_dir, work.device, work.shard
+    look = partial(
+        run_checks,
+        work.checks,
+        work.jobs,
+        work.output_dir,
+        work.device,
+        part=work.shard,
+        largest=work.largest,
+    )
+    device = work.device
     del work  # the networks that score need the memory
     give_back_memory(device)
     try:
-        missing = run_checks(checks, jobs, output_dir, device, part=shard)
+        missing = look()
     except Exception as error:  # the images are there, and what became of them has to be said
         missing = [f"sample.py: the outputs could not be looked at: {_explained(error)}"]
     for line in missing:

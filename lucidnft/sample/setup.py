@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,6 +68,7 @@ class Work:
     settings: dict[str, Any]  # for the manifest
     device: torch.device
     checks: Checks
+    largest: int  # pixels of the largest output
     shard: str  # which shard this is, in the names of files; "" when it is all
     part: str  # which shard and process
 
@@ -115,6 +118,7 @@ def prepare(args: argparse.Namespace, processes: Processes) -> Work:
         settings,
         device,
         checks,
+        _largest(batches, size_function(args)),
         _shard(args),
         _part(args, processes),
     )
@@ -211,6 +215,16 @@ def check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, "the output folder cannot be written", str(folder))
+
+
+def _largest(batches: Sequence[Batch], size_of: Callable[[int, int], tuple[int, int]]) -> int:
+    """Pixels of the largest output that can be promised."""
+    most = 0
+    for batch in batches:
+        if batch.size is not None:
+            with suppress(ValueError):  # a size that this image cannot have
+                most = max(most, math.prod(size_of(*batch.size)))
+    return most
 
 
 def _shard(args: argparse.Namespace) -> str:

@@ -353,6 +353,15 @@ def test_nothing_that_befalls_the_checks_hides_what_was_restored(photos, base, t
     assert "1 restored" in said.out and "could not be looked at: MemoryError: 42 GiB" in said.err
 
 
+def test_outputs_larger_than_strange_files_may_be_are_looked_at(photos, base, tmp_path, capsys, monkeypatch):
+    """12 megapixels, four times as wide and high, are more than is read of a file that may be a trap."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # odd.png has 35, its output 560
+    argv = [*arguments(photos / "odd.png", tmp_path / "out", base), "--metrics", "lr_fidelity", "--compare"]
+    assert main(argv) == 0
+    assert len((tmp_path / "out" / "metrics.csv").read_text().splitlines()) == 2
+    assert len(list((tmp_path / "out" / "compare").iterdir())) == 2
+
+
 def test_an_output_folder_that_cannot_be_written_ends_with_status_one(
     photos, base, tmp_path, capsys, monkeypatch
 ):
