@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +85,9 @@ def plan_jobs(
 def _found(source: str | Path, recursive: bool) -> tuple[Path, list[Path]]:
     """The folder that sub-folders are counted from, and the files."""
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return path, list_images(path, recursive)
-    if path.suffix.lower() == ".txt" and path.is_file():
+    if path.suffix.lower() == ".txt" and os.path.isfile(path):
         files = _listed(path)
         return Path(os.path.commonpath([_absolute(file).parent for file in files])), files
     if os.path.lexists(path):
@@ -103,7 +103,7 @@ def _listed(path: Path) -> list[Path]:
     files = [Path(os.fsdecode(name)) for name in names if name.strip()]
     if not files:
         raise ValueError(f"the list {path} names no file; it should hold one path a line")
-    folders = [file for file in files if file.is_dir()]
+    folders = [file for file in files if os.path.isdir(file)]
     if folders:
         raise ValueError(f"the list {path} names the folder {folders[0]}; list the images themselves")
     return list(dict.fromkeys(files))
@@ -113,7 +113,7 @@ def _matched(pattern: str) -> tuple[Path, list[Path]]:
     """Images by extension, as in a folder; `**` crosses folders."""
     files = sorted(
         path
-        for path in map(Path, glob.iglob(pattern, recursive=True))
+        for path in set(map(Path, _expanded(pattern)))
         if path.suffix.lower() in IMAGE_EXTENSIONS and path.is_file()
     )
     if not files:
@@ -123,6 +123,42 @@ def _matched(pattern: str) -> tuple[Path, list[Path]]:
     parts = Path(pattern).parts
     magic = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:magic]), files
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """As glob.iglob with recursive=True, but `**` enters a folder once: that one follows every loop of links."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place = parts.index("**")
+    rest = parts[place + 1 :]
+    while rest[:1] == ["**"]:
+        del rest[0]
+    start = "".join(part + os.sep for part in parts[:place])
+    for top in glob.iglob(start) if start else (os.curdir,):
+        for folder in _folders_below(top):
+            yield from _expanded(os.path.join(glob.escape(folder), *(rest or ["*"])))
+
+
+def _folders_below(top: str) -> Iterator[str]:
+    """`top` and the folders below it, each once, without hidden ones.
+
+    Links come after all that is there without them, so that a folder is found under its own name.
+    """
+    seen = set()
+    waiting = deque([top])
+    while waiting:
+        for folder, names, _ in os.walk(waiting.popleft()):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                names.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            yield folder
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            paths = (os.path.join(folder, name) for name in names)
+            waiting.extend(path for path in paths if os.path.islink(path))
 
 
 def _without_results(files: list[Path], folder: Path, output_dir: Path) -> list[Path]:

@@ -1,11 +1,15 @@
 """From input files to output names: folders, globs, lists, formats and collisions."""
 
+import glob
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lucidnft.images import OUTPUT_FORMATS
+from lucidnft.inference.batching import plan_batches
+from lucidnft.inference.folder import restore_files
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
 
 
@@ -104,6 +108,53 @@ def test_a_glob_takes_images_and_keeps_sub_folders_when_asked(tmp_path):
     ]
     with pytest.raises(ValueError, match=r"no image file matches '.*\*\.gif'"):
         plan_jobs(str(tmp_path / "in" / "*.gif"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("link", ["link", "a_link"])
+def test_loops_of_folders_are_crossed_once_by_a_glob(tmp_path, link):
+    touch(tmp_path / "in", "a.png", "sub/b.png")
+    touch(tmp_path / "elsewhere", "c.png")
+    for name, target in (
+        (f"{link}1", "."),
+        (f"{link}2", "sub"),
+        ("sub/up", ".."),
+        ("sub/down", "../../elsewhere"),
+    ):
+        os.symlink(target, tmp_path / "in" / name)  # glob.iglob would follow them 2^40 times
+    os.symlink("a.png", tmp_path / "in" / "linked.png")
+    for pattern in ("**/*.png", "**/**/*.png", "**"):
+        jobs = plan_jobs(str(tmp_path / "in" / pattern), tmp_path / "out", recursive=True)
+        found = [str(job.source.relative_to(tmp_path / "in")) for job in jobs]
+        assert found == ["a.png", "linked.png", "sub/b.png", "sub/down/c.png"]
+
+
+def test_without_loops_a_glob_finds_what_python_s_finds(tmp_path, monkeypatch):
+    names = ["a.png", "x[1]/b.png", "x[1]/deep/c.png", ".hidden/d.png", "y/.e.png", "y/deep/y/f.png"]
+    touch(tmp_path / "in", *names)
+    monkeypatch.chdir(tmp_path)
+    patterns = [
+        "in/**/*.png", "in/**", "in/**/deep/*", "*/**/y/**/*.png", "**/*.png", "in/x*/**/?.png", "in/y/**/.*.png",
+        "in/.*/**/*.png", "in/**/.hidden/*", f"{tmp_path}/**/deep/**", "in//**/c.png", "./in/**/**/f.png", "*/a*",
+    ]  # fmt: skip
+    for pattern in patterns:
+        expected = {path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()}
+        assert expected
+        jobs = plan_jobs(pattern, "out", recursive=True)
+        assert [job.source for job in jobs] == sorted(expected), pattern
+    with pytest.raises(ValueError, match="no image file matches"):
+        plan_jobs("in/**/", "out")
+
+
+def test_a_name_too_long_for_the_file_system_is_one_file_that_fails(tmp_path):
+    long = "x" * 300 + ".png"
+    (tmp_path / "list.txt").write_text(f"{long}\n")
+    jobs = plan_jobs(tmp_path / "list.txt", tmp_path / "out")
+    summary = restore_files(plan_batches(jobs, 1), lambda *_: [], progress=False)
+    [(path, reason)] = summary.failed
+    assert str(path) == long and "File name too long" in reason
+    for name in (long, "x" * 300 + ".txt"):
+        with pytest.raises(FileNotFoundError, match=f"{name} does not exist"):
+            plan_jobs(name, tmp_path / "out")
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path):
