@@ -94,8 +94,9 @@ def read_image(path: str | Path) -> LoadedImage:
 
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
     """(H, W, C) uint8 or uint16 -> (C, H, W) float32 in [0, 1]."""
-    scale = np.float32(np.iinfo(pixels.dtype).max)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / scale)
+    planes = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+    planes /= np.float32(np.iinfo(pixels.dtype).max)  # in place: one array beside the pixels
+    return torch.from_numpy(planes)
 
 
 def tensor_to_uint8(images: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from lucidnft.images import list_images, read_image, resize, save_image, tensor_to_uint8
+from lucidnft.images import (
+    list_images,
+    pixels_to_tensor,
+    read_image,
+    resize,
+    save_image,
+    tensor_to_uint8,
+)
 
 # Away from 0 and 255, where Pillow clips between its two passes and we do not.
 PHOTO = np.random.default_rng(0).integers(80, 176, (24, 16, 3), dtype=np.uint8)
@@ -94,6 +101,18 @@ def test_saving_refuses_what_it_cannot_write(tmp_path):
         with pytest.raises(ValueError, match=message):
             save_image(tmp_path / arguments.pop("path"), **arguments)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_level_is_divided_by_the_highest_and_the_pixels_stay(dtype):
+    top = np.iinfo(dtype).max
+    pixels = np.arange(int(top) + 1, dtype=dtype).reshape(16, -1, 2)[:, ::-1]  # a view that is not contiguous
+    kept = pixels.copy()
+    images = pixels_to_tensor(pixels)
+    assert images.shape == (2, *pixels.shape[:2]) and images.is_contiguous()
+    expected = torch.from_numpy(kept.astype(np.float32) / np.float32(top)).permute(2, 0, 1)
+    assert torch.equal(images, expected)
+    assert np.array_equal(pixels, kept)
 
 
 def test_uint8_is_rounded_and_clamped():

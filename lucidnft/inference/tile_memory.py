@@ -107,7 +107,7 @@ def bytes_per_pixel(device: torch.device, probe: Callable[[], int]) -> float:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on a GPU, or on this machine within the limit of its control group.
+    """Bytes that can be allocated on a GPU, or on this machine within the limits of its control groups.
 
     Processes that a launcher started on this machine share its memory evenly: each is told of its part.
 
@@ -121,22 +121,51 @@ def free_memory(device: torch.device) -> int:
     return _free_on_machine() // processes
 
 
-def _free_on_machine() -> int:
-    free = int(_fields("/proc/meminfo")["MemAvailable:"]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
-    if limit == "max":
-        return free
-    # files in the page cache count as used but make room when asked
-    used = int((group / "memory.current").read_text()) - int(_fields(group / "memory.stat")["inactive_file"])
-    return min(free, int(limit) - used)
+def _free_on_machine(root: Path = Path("/")) -> int:
+    """The least of what the machine has and what each control group around this process leaves it.
+
+    A job of SLURM or a unit of systemd sets its limit on a nested group, a container on its outermost.
+    """
+    free = int(_fields((root / "proc/meminfo").read_text().splitlines())["MemAvailable:"]) * 1024
+    mount = root / "sys/fs/cgroup"
+    left = [free]
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+            left += _left_in_groups(mount, group, *names)
+        elif "memory" in controllers.split(","):  # version 1
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            left += _left_in_groups(mount / "memory", group, *names)
+    return max(0, min(left))
 
 
-def _fields(path: str | Path) -> dict[str, str]:
+def _left_in_groups(mount: Path, group: str, limit: str, usage: str, cached: str) -> list[int]:
+    """Bytes below the limit of a group and of each one around it, where there is one."""
+    folder = mount.joinpath(*(part for part in group.split("/") if part not in ("", "..")))
+    left = []
+    while folder.is_relative_to(mount):
+        # outside of its own names a container sees groups that it has no files of
+        numbers = [line for name in (limit, usage) for line in _lines(folder / name)]
+        if len(numbers) == 2 and numbers[0] != "max":
+            # files in the page cache count as used but make room when asked
+            used = int(numbers[1]) - int(_fields(_lines(folder / "memory.stat")).get(cached, 0))
+            left.append(int(numbers[0]) - used)
+        folder = folder.parent
+    return left
+
+
+def _fields(lines: list[str]) -> dict[str, str]:
     """The first two words of each line."""
-    return {
-        words[0]: words[1] for line in Path(path).read_text().splitlines() if len(words := line.split()) > 1
-    }
+    return {words[0]: words[1] for line in lines if len(words := line.split()) > 1}
+
+
+def _lines(path: Path) -> list[str]:
+    """None for a file that is missing or may not be read: not every group, nor every machine, has a limit to tell."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lucidnft.inference import restore
-from lucidnft.inference.tile_memory import free_memory, is_out_of_memory
+from lucidnft.inference.tile_memory import _free_on_machine, free_memory, is_out_of_memory
 from lucidnft.inference.whole_images import ImageTooLargeError, check_whole_image, whole_image_bytes
 from tests.inference.test_tiled_memory import ROOT
 
@@ -100,3 +100,58 @@ def test_processes_of_one_launch_share_the_memory_of_the_machine(monkeypatch):
     assert free_memory(torch.device("cpu")) == 1000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert free_memory(torch.device("cpu")) == 250
+
+
+def machine(root, groups, files):
+    """A file system with what the kernel says of 1 MiB of free memory, of this process's groups and of their limits."""
+    contents = {
+        "proc/meminfo": "MemTotal: 2048 kB\nMemAvailable: 1024 kB\n",
+        "proc/self/cgroup": groups,
+        **files,
+    }
+    for name, text in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def group(folder, limit, used, cached=None, version=2):
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    stat = {} if cached is None else {f"{folder}/memory.stat": f"anon 7\n{names[2]} {cached}\n"}
+    return {f"{folder}/{names[0]}": f"{limit}\n", f"{folder}/{names[1]}": f"{used}\n", **stat}
+
+
+V1 = "5:cpu,cpuacct:/other\n4:memory:/slurm/uid_1/job_2\n0::/\n"
+V2 = "0::/system.slice/slurmd.scope/job_2/step_0\n"
+JOB = "sys/fs/cgroup/system.slice/slurmd.scope/job_2"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("", {}, 2**20),  # a kernel without groups
+        (V2, {}, 2**20),
+        ("0::/\n", group("sys/fs/cgroup", 9000, 5000, 1000), 5000),  # a container
+        (V2, group("sys/fs/cgroup", 9000, 5000), 4000),  # one that sees its name outside
+        ("0::/../../job_2\n", {**group("sys/fs/cgroup", 9000, 5000), **group("sys", 1, 0)}, 4000),
+        (V2, {**group(f"{JOB}/step_0", "max", 1), **group(JOB, 9000, 5000, 500), **group("sys", 1, 0)}, 4500),
+        (V2, {**group(f"{JOB}/step_0", 7000, 1000), **group(JOB, 9000, 5000)}, 4000),
+        (V2, {**group(f"{JOB}/step_0", 3000, 1000), **group(JOB, 9000, 5000)}, 2000),
+        (V2, group(JOB, 5000, 9000), 0),
+        (V2, group(JOB, 2**40, 9000), 2**20),
+        (V2, {f"{JOB}/memory.max": "5000"}, 2**20),  # nothing says what is used
+        (V1, group("sys/fs/cgroup/memory/slurm/uid_1/job_2", 9000, 5000, 700, version=1), 4700),
+        (V1, group("sys/fs/cgroup/memory/slurm", 8000, 5000, version=1), 3000),
+        (V1, group("sys/fs/cgroup/memory/other", 8000, 5000, version=1), 2**20),
+        (V1, group("sys/fs/cgroup/memory", 2**63 - 4096, 5000, version=1), 2**20),
+    ],
+)  # fmt: skip
+def test_free_memory_is_within_the_limits_of_all_groups_around_the_process(tmp_path, groups, files, free):
+    assert _free_on_machine(machine(tmp_path, groups, files)) == free
+
+
+def test_a_machine_without_meminfo_is_an_error_of_the_file_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="meminfo"):
+        _free_on_machine(tmp_path)
