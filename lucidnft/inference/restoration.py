@@ -74,7 +74,7 @@ class Restoration:
             if (
                 part is None
             ):  # outside of `except`, whose traceback holds on to the tensors of the failed attempt
-                _give_back_memory(lr.device)
+                _give_back_memory(backbone_of(self.policy_or_backbone).device)
                 assert smaller is not None
                 warnings.warn(
                     f"{', '.join(keys[rows])}: out of memory with {plan}; going on with {smaller}",

@@ -26,6 +26,14 @@ CPU_BYTES_PER_PIXEL = 4096
 """Taken per output pixel on the CPU, where nothing counts allocations: the tiny backbone needs about a tenth, an
 autoencoder of FLUX's size in float32 about this."""
 
+OUT_OF_MEMORY_SIGNS = (
+    "can't allocate memory",  # torch's allocator on the CPU
+    "CUDA error: out of memory",  # what is allocated past torch's allocator: kernels, streams, graphs
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What RuntimeErrors say that are of no class of their own."""
+
 
 @dataclass(frozen=True)
 class TilePlan:
@@ -170,4 +178,6 @@ def _lines(path: Path) -> list[str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of a GPU or of the machine."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS)

@@ -159,6 +159,15 @@ def test_out_of_memory_halves_the_tile_and_gives_the_pixels_of_that_tile():
     assert torch.equal(given, restore(PixelBackbone(), lr, tile_size=128, batch_size=1, noise_fn=quiet))
 
 
+def test_the_memory_given_back_is_that_of_the_backbone_s_device(monkeypatch):
+    small, given_back = PixelBackbone(), []
+    small.fails_above, small.device = 128 * 128, torch.device("cpu:0")
+    monkeypatch.setattr("lucidnft.inference.restoration._give_back_memory", given_back.append)
+    with pytest.warns(UserWarning, match="going on with tiles of 128 px"):
+        restore(small, structure(64, 40), tile_size=256, batch_size=1, storage="cpu")
+    assert given_back == [small.device] != [torch.device("cpu")]
+
+
 def test_an_image_that_does_not_fit_leaves_its_neighbours_as_they_are():
     lr, small = structure(64, 40).repeat(3, 1, 1, 1), PixelBackbone()
     small.fails_above = 256 * 160

@@ -155,3 +155,21 @@ def test_free_memory_is_within_the_limits_of_all_groups_around_the_process(tmp_p
 def test_a_machine_without_meminfo_is_an_error_of_the_file_system(tmp_path):
     with pytest.raises(FileNotFoundError, match="meminfo"):
         _free_on_machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("the file is called CUDNN_STATUS_ALLOC_FAILED.png"), False),
+    ],
+)
+def test_lack_of_memory_is_known_by_all_its_names(error, expected):
+    assert is_out_of_memory(error) is expected
