@@ -23,6 +23,7 @@ class LatentSpec:
     channels: int  # C
     downscale: int  # output pixels per latent cell, per side
     multiple: int  # H and W must be multiples of this many output pixels; callers pad and crop
+    longest: int | None = None  # output pixels a side that the network can see at once; None: any number
 
     def grid(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an H x W image.  Raises ValueError off the multiple."""

@@ -79,7 +79,9 @@ class DiT4SRBackbone:
         self.time_grid = time_grid
         self.autocast_dtype = autocast_dtype
         self._check_guidance(guidance_scale, text.has_negative)
-        self.latent_spec = LatentSpec(channels, downscale, downscale * network.config["patch_size"])
+        multiple = downscale * network.config["patch_size"]
+        longest = network.config["pos_embed_max_size"] * multiple
+        self.latent_spec = LatentSpec(channels, downscale, multiple, longest)
         weights = {f"transformer.{name}": value for name, value in network.state_dict().items()}
         weights.update({f"vae.{name}": value for name, value in vae.state_dict().items()})
         self.fingerprint = sampled_fingerprint(weights)
@@ -173,8 +175,8 @@ class DiT4SRBackbone:
         """
         height, width = lr.shape[2] * upscale, lr.shape[3] * upscale
         self.latent_spec.grid(height, width)
-        longest = self.network.config["pos_embed_max_size"] * self.latent_spec.multiple
-        if max(height, width) > longest:
+        longest = self.latent_spec.longest
+        if longest is not None and max(height, width) > longest:
             raise ValueError(
                 f"output size {height}x{width} is above the {longest} px per side that backbone 'dit4sr' has positions "
                 "for; restore the image in parts or at a smaller upscale"

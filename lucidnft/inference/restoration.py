@@ -67,7 +67,7 @@ class Restoration:
             try:
                 part = self._images(lr[rows], seen[rows], keys[rows], plan)
             except (MemoryError, RuntimeError) as error:
-                smaller = plan.smaller(height, width)
+                smaller = plan.smaller(height, width, unit)
                 if smaller is None or not is_out_of_memory(error):
                     raise
                 part = None
@@ -102,7 +102,7 @@ class Restoration:
 
     def fit(self, seen: Tensor, plan: TilePlan) -> TilePlan:
         """The plan with tiles, and as many at once, that fit into the memory that is free now."""
-        device = backbone_of(self.policy_or_backbone).device
+        backbone = backbone_of(self.policy_or_backbone)
         height, width = self._padded_size(seen)
 
         def probe() -> int:
@@ -113,11 +113,13 @@ class Restoration:
             once.run(piece, piece, ["probe"], replace(plan, at_once=1, may_shrink=False))
             return math.prod(once._padded_size(piece))
 
-        per_pixel = bytes_per_pixel(device, probe)
-        free = free_memory(device)
-        tile = auto_tile_size(height, width, per_pixel, free)
+        per_pixel = bytes_per_pixel(backbone.device, probe)
+        free = free_memory(backbone.device)
+        unit = tile_unit(backbone, self.native)
+        tile = auto_tile_size(height, width, per_pixel, free, unit=unit, longest=backbone.latent_spec.longest)
         pixels = height * width if tile is None else tile**2
-        return replace(plan, tile_size=tile, at_once=tiles_at_once(plan.at_once, pixels, per_pixel, free))
+        at_once = tiles_at_once(plan.at_once, pixels, per_pixel, free)
+        return replace(plan.with_tile(tile, unit), at_once=at_once)
 
     def _padded_size(self, seen: Tensor) -> tuple[int, int]:
         """(H, W) of what the backbone makes: whole units."""

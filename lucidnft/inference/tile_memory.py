@@ -75,28 +75,42 @@ class TilePlan:
             units = tile - 1
         return TileLayout.cover(rows, columns, tile, units)
 
-    def smaller(self, height: int, width: int) -> TilePlan | None:
+    def with_tile(self, tile_size: int | None, unit: int) -> TilePlan:
+        """With tiles that the caller did not ask for: an overlap that he did ask for must leave them a step."""
+        overlap = self.tile_overlap
+        if tile_size is not None and overlap is not None:
+            overlap = min(overlap, (tile_size // unit - 1) * unit)
+        return replace(self, tile_size=tile_size, tile_overlap=overlap)
+
+    def smaller(self, height: int, width: int, unit: int) -> TilePlan | None:
         """What needs less memory: half as much at once, which leaves the pixels as they are, then tiles of half the
-        size; None when there is nothing left to halve, or nothing may be."""
+        size, of one unit at least; None when there is nothing left to halve, or nothing may be."""
         if not self.may_shrink:
             return None
         if self.at_once > 1:
             return replace(self, at_once=self.at_once // 2)
         tile = min(self.tile_size or math.inf, max(height, width))
         half = 2 ** math.floor(math.log2(tile - 1)) if self.tile_size is None else int(tile) // 2
-        if half < SMALLEST_TILE:
+        half = max(half, unit)
+        if half < SMALLEST_TILE or half // unit >= tile // unit:
             return None
         overlap = None if self.tile_overlap is None else min(self.tile_overlap, half // 2)
-        return replace(self, tile_size=half, tile_overlap=overlap)
+        return replace(self, tile_overlap=overlap).with_tile(half, unit)
 
 
-def auto_tile_size(height: int, width: int, bytes_per_pixel: float, free: float) -> int | None:
-    """The largest of `AUTO_TILE_SIZES` whose tile fits into a share of the free memory; None: the whole image does."""
+def auto_tile_size(
+    height: int, width: int, bytes_per_pixel: float, free: float, *, unit: int = 1, longest: int | None = None
+) -> int | None:
+    """The largest of `AUTO_TILE_SIZES` whose tile fits into a share of the free memory; None: the whole image does.
+
+    unit, longest: output pixels a side that the backbone needs, and can see, at once; a size outside gives way.
+    """
     pixels = SHARE_OF_FREE * free / bytes_per_pixel
-    if height * width <= pixels:
+    longest = max(height, width) if longest is None else longest
+    if height * width <= pixels and max(height, width) <= longest:
         return None
     fitting = (size for size in AUTO_TILE_SIZES if size**2 <= pixels)
-    return next(fitting, AUTO_TILE_SIZES[-1])
+    return max(unit, min(longest, next(fitting, AUTO_TILE_SIZES[-1])))
 
 
 def tiles_at_once(wanted: int, pixels: int, bytes_per_pixel: float, free: float) -> int:

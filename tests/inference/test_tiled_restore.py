@@ -17,6 +17,7 @@ from lucidnft.inference.tile_memory import (
 )
 from lucidnft.records import Condition
 from tests.small_backbone import moved_policy, small_backbone
+from tests.small_dit4sr import small_dit4sr
 
 
 def structure(height, width):
@@ -164,7 +165,7 @@ def test_the_memory_given_back_is_that_of_the_backbone_s_device(monkeypatch):
     small.fails_above, small.device = 128 * 128, torch.device("cpu:0")
     monkeypatch.setattr("lucidnft.inference.restoration._give_back_memory", given_back.append)
     with pytest.warns(UserWarning, match="going on with tiles of 128 px"):
-        restore(small, structure(64, 40), tile_size=256, batch_size=1, storage="cpu")
+        restore(small, structure(64, 40), tile_size=256, batch_size=1, storage="cpu", num_inference_steps=1)
     assert given_back == [small.device] != [torch.device("cpu")]
 
 
@@ -209,6 +210,48 @@ def test_auto_takes_the_whole_image_when_it_fits_and_the_largest_tile_otherwise(
     monkeypatch.undo()
     given = restore(PixelBackbone(), lr, tile_size="auto", noise_fn=quiet)
     assert torch.equal(given, restore(PixelBackbone(), lr, noise_fn=quiet))
+
+
+def large_unit():
+    """At factor 33, squares of 264 px hold whole LR pixels and what the backbone takes: more than auto's least."""
+    backbone = PixelBackbone()
+    backbone.upscale = None
+    return backbone, {"upscale": 33, "batch_size": 1, "num_inference_steps": 1, "noise_fn": quiet}
+
+
+@pytest.mark.parametrize("overlap", [None, 64])
+def test_auto_takes_no_less_than_what_the_backbone_needs_at_once(monkeypatch, overlap):
+    backbone, options = large_unit()
+    lr = structure(10, 9)  # 330 x 297
+    with pytest.raises(ValueError, match="tile_size is 256, expected 264 or more"):
+        restore(backbone, lr, tile_size=256, **options)
+    monkeypatch.setattr("lucidnft.inference.restoration.free_memory", lambda device: 100)
+    given = restore(backbone, lr, tile_size="auto", tile_overlap=overlap, **options)
+    assert torch.equal(given, restore(large_unit()[0], lr, tile_size=264, **options))
+    assert {shape[2:] for shape in backbone.calls} == {(264, 264)}
+
+
+def test_halving_ends_at_what_the_backbone_needs_at_once():
+    lr, (backbone, options) = structure(10, 25), large_unit()  # 330 x 825
+    backbone.fails_above = 264 * 264
+    with pytest.warns(UserWarning, match="tiles of 528 px, 1 at once; going on with tiles of 264 px"):
+        given = restore(backbone, lr, tile_size=528, tile_overlap=200, **options)
+    assert torch.equal(given, restore(large_unit()[0], lr, tile_size=264, tile_overlap=0, **options))
+    backbone.fails_above, backbone.calls = 100, []
+    with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="out of memory"):
+        restore(backbone, lr, tile_size=528, **options)
+    assert [shape[2:] for shape in backbone.calls] == [(528, 528), (264, 264)]
+
+
+def test_auto_takes_no_more_than_the_backbone_can_see_at_once(one_thread):
+    backbone = small_dit4sr()
+    assert backbone.latent_spec.longest == 160
+    lr, options = structure(8, 45), {"upscale": 4, "num_inference_steps": 1}  # 32 x 180
+    for tile_size in (None, 4096):
+        with pytest.raises(ValueError, match="above the 160 px per side"):
+            restore(backbone, lr, tile_size=tile_size, **options)
+    given = restore(backbone, lr, tile_size="auto", **options)
+    assert torch.equal(given, restore(backbone, lr, tile_size=160, **options))
 
 
 @pytest.mark.parametrize(
