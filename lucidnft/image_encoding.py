@@ -92,10 +92,17 @@ def check_format(extension: str, *, size: tuple[int, int], alpha: bool, bit_dept
         )
 
 
-def holds_profile(extension: str, *, grey: bool) -> bool:
-    """Whether a colour profile can be written: not in BMP, nor in WebP for grey, which it stores as RGB."""
+def holds_grey(extension: str, *, alpha: bool, bit_depth: int) -> bool:
+    """Whether grey is stored in one channel: not in WebP, nor in TIFF of 16 bits with alpha; they get three."""
     name = output_format(extension)
-    return name != "bmp" and not (name == "webp" and grey)
+    return name != "webp" and not (name == "tiff" and alpha and bit_depth == 16)
+
+
+def holds_profile(extension: str, *, grey: bool, alpha: bool = False, bit_depth: int = 8) -> bool:
+    """Whether a colour profile can be written: not in BMP, nor one of grey where that is stored as RGB."""
+    if output_format(extension) == "bmp":
+        return False
+    return not grey or holds_grey(extension, alpha=alpha, bit_depth=bit_depth)
 
 
 def encode(file: BinaryIO, name: str, picture: Picture) -> None:

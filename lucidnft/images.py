@@ -29,6 +29,7 @@ from lucidnft.image_encoding import (
     Picture,
     check_format,
     encode,
+    holds_grey,
     holds_profile,
     output_format,
 )
@@ -136,8 +137,8 @@ def save_image(
     path = Path(path)
     _check_arguments(path, rgb, alpha, grey, bit_depth, icc_profile, quality)
     name = output_format(path.suffix)
-    if name == "webp" or (name == "tiff" and alpha is not None and bit_depth == 16):
-        rgb = rgb.mean(dim=0, keepdim=True).expand_as(rgb) if grey else rgb
+    if grey and not holds_grey(path.suffix, alpha=alpha is not None, bit_depth=bit_depth):
+        rgb = rgb.mean(dim=0, keepdim=True).expand_as(rgb)
         grey = False
     _, height, width = rgb.shape
     rows = max(1, _STRIP_SIZE // width)
@@ -214,7 +215,9 @@ def _check_arguments(
         check_format(path.suffix, size=size, alpha=alpha is not None, bit_depth=bit_depth)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
-    if icc_profile and not holds_profile(path.suffix, grey=grey):
+    if icc_profile and not holds_profile(
+        path.suffix, grey=grey, alpha=alpha is not None, bit_depth=bit_depth
+    ):
         kind = "grey " if grey else ""
         raise ValueError(
             f"'{path}': no profile can be kept in this format for {kind}pixels; pass icc_profile=None"

@@ -160,6 +160,26 @@ def test_a_profile_is_kept_where_the_format_has_a_place_for_it(tmp_path):
         save_image(tmp_path / "g.webp", **tensors(noise(4, 4, 1)), icc_profile=GREY_PROFILE)
 
 
+def test_a_grey_profile_is_not_written_beside_grey_that_became_rgb(tmp_path):
+    for alpha, bit_depth in ((False, 8), (False, 16), (True, 8), (True, 16)):
+        held = holds_profile(".tif", grey=True, alpha=alpha, bit_depth=bit_depth)
+        assert held == (not (alpha and bit_depth == 16))
+        assert holds_profile(".tif", grey=False, alpha=alpha, bit_depth=bit_depth)
+        path = tmp_path / f"{alpha}{bit_depth}.tif"
+        picture = {
+            "rgb": torch.rand(1, 4, 4).expand(3, 4, 4), "alpha": torch.rand(1, 4, 4) if alpha else None,
+            "grey": True, "bit_depth": bit_depth,
+        }  # fmt: skip
+        if held:
+            save_image(path, **picture, icc_profile=GREY_PROFILE)
+            assert read_image(path).icc_profile == GREY_PROFILE
+            continue
+        with pytest.raises(ValueError, match="no profile can be kept in this format for grey pixels"):
+            save_image(path, **picture, icc_profile=GREY_PROFILE)
+        save_image(path, **picture)
+        assert read_image(path).bit_depth == 16
+
+
 @pytest.mark.parametrize(
     "extension, wish, message",
     [

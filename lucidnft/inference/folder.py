@@ -204,7 +204,7 @@ class _Run:
             if self.record is not None:
                 self.record(record)
 
-        self.summary.notes += [(job.source, note) for note in _notes(job, image)]
+        self.summary.notes += [(job.source, note) for note in _notes(job, image, self.output)]
         self.bar.done(job.source.name)
         self.writers.submit(record, len(files) * height * width, write)
 
@@ -249,10 +249,10 @@ def _cannot_be_written(job: RestoreJob, image: LoadedImage, output: OutputSettin
     return None
 
 
-def _notes(job: RestoreJob, image: LoadedImage) -> list[str]:
+def _notes(job: RestoreJob, image: LoadedImage, output: OutputSettings) -> list[str]:
     """What may make the output look different: damage beside the pixels (the orientation is there), a lost profile."""
     notes = list(image.metadata.problems)
-    if image.icc_profile and not holds_profile(job.target.suffix, grey=image.was_grey):
+    if image.icc_profile and not _holds_profile(job.target, image, output):
         notes.append(f"the colour profile was left out: {job.target.suffix} has no place for it")
     return notes
 
@@ -261,20 +261,28 @@ def _save(path: Path, sr: Tensor, image: LoadedImage, output: OutputSettings) ->
     alpha = None
     if image.alpha is not None:
         alpha = resize(image.alpha.unsqueeze(0), (sr.shape[1], sr.shape[2]))[0]
-    depth = output.bit_depth
-    if depth == "auto":
-        depth = 16 if image.bit_depth == 16 and output_format(path.suffix) in DEEP_FORMATS else 8
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(
         path,
         sr,
         alpha=alpha,
         grey=image.was_grey,
-        bit_depth=depth,
-        icc_profile=image.icc_profile if holds_profile(path.suffix, grey=image.was_grey) else None,
+        bit_depth=_bit_depth(path, image, output),
+        icc_profile=image.icc_profile if _holds_profile(path, image, output) else None,
         metadata=image.metadata if output.keep_metadata else None,
         quality=output.quality,
     )
+
+
+def _bit_depth(path: Path, image: LoadedImage, output: OutputSettings) -> int:
+    if output.bit_depth != "auto":
+        return output.bit_depth
+    return 16 if image.bit_depth == 16 and output_format(path.suffix) in DEEP_FORMATS else 8
+
+
+def _holds_profile(path: Path, image: LoadedImage, output: OutputSettings) -> bool:
+    depth = _bit_depth(path, image, output)
+    return holds_profile(path.suffix, grey=image.was_grey, alpha=image.alpha is not None, bit_depth=depth)
 
 
 def _reason(error: BaseException) -> str:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from lucidnft.images import read_image, resize
+from lucidnft.images import read_image, resize, save_image
 from lucidnft.inference import folder as folder_module
 from lucidnft.inference.batching import plan_batches
 from lucidnft.inference.folder import OutputSettings, RestoredImage, restore_files
 from lucidnft.inference.jobs import RestoreJob, plan_jobs
+from tests.test_image_encoding import GREY_PROFILE
 
 
 def doubled(lr, keys):
@@ -84,6 +85,19 @@ def test_what_an_output_lacks_is_noted(tmp_path):
     notes = {path.name: note for path, note in restore_files(batches, doubled, progress=False).notes}
     assert notes["b.png"] == "the colour profile was left out: .bmp has no place for it"
     assert notes["c.jpg"].startswith("EXIF was left out") and set(notes) == {"b.png", "c.jpg"}
+
+
+@pytest.mark.parametrize(("bit_depth", "held"), [("auto", False), (16, False), (8, True)])
+def test_a_grey_profile_is_left_out_where_grey_with_alpha_becomes_rgb(tmp_path, bit_depth, held):
+    (tmp_path / "in").mkdir()
+    picture = {"alpha": torch.rand(1, 3, 4), "grey": True, "bit_depth": 16, "icc_profile": GREY_PROFILE}
+    save_image(tmp_path / "in" / "a.png", torch.full((3, 3, 4), 0.3), **picture)
+    summary = run(tmp_path, output=OutputSettings(bit_depth=bit_depth), image_format="tiff")
+    assert read_image(tmp_path / "out" / "a.tif").icc_profile == (GREY_PROFILE if held else None)
+    with Image.open(tmp_path / "out" / "a.tif") as image:
+        assert image.info.get("icc_profile") == (GREY_PROFILE if held else None)
+    left_out = [(tmp_path / "in" / "a.png", "the colour profile was left out: .tif has no place for it")]
+    assert summary.notes == ([] if held else left_out)
 
 
 def test_alpha_that_the_format_cannot_hold_is_refused_before_the_network(tmp_path):
