@@ -88,4 +88,14 @@ def _normalise(
     if bias is not None:
         shift = shift + bias
     shape = (1, channels, *(1 for _ in images.shape[2:]))
-    return torch.addcmul(shift.view(shape).to(images), images, scale.view(shape).to(images))
+    shift, scale = shift.view(shape), scale.view(shape)
+    if images.dtype == torch.float32:
+        return torch.addcmul(shift, images, scale)
+    # in float32, as the norm itself is: a rounded scale or shift is one error for all of a tile.  Group by group: all
+    # activations in float32 would be the largest thing in memory
+    normalised = torch.empty_like(images)
+    size = channels // num_groups
+    for first in range(0, channels, size):
+        span = slice(first, first + size)
+        normalised[:, span] = torch.addcmul(shift[:, span], images[:, span].float(), scale[:, span])
+    return normalised

@@ -323,6 +323,20 @@ def test_given_statistics_are_those_of_the_recorded_image():
         assert (network(image[:, :, :12]) - part)[:, :, :9].abs().max() > 0.05
 
 
+@torch.no_grad()
+def test_given_statistics_are_not_rounded_to_bfloat16():
+    norm = torch.nn.GroupNorm(2, 8).to(torch.bfloat16)
+    norm.weight.copy_(torch.linspace(0.51, 2.3, 8))
+    image = torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).add(3).to(torch.bfloat16)
+    with RecordedGroupNorms() as recorded:
+        expected = norm(image)
+    with GivenGroupNorms(recorded.statistics):
+        given = norm(image)
+    assert given.dtype == torch.bfloat16
+    # rounded, the shift alone is off by up to 2^-8 of itself, for every pixel
+    assert (given.double() - expected.double()).mean(dim=(2, 3)).abs().max() < 2e-4
+
+
 def test_an_autoencoder_s_tiles_are_decoded_under_one_norm(monkeypatch):
     backbone, network = PixelBackbone(), Normed()
     backbone.decode = lambda x_0: network(x_0).sigmoid()
