@@ -184,12 +184,17 @@ def resize(
     """(N, 3, H, W) in [0, 1] -> (N, 3, *size), clamped to [0, 1].
 
     With antialias the bicubic kernel (a = -0.5) is widened when shrinking, as in MATLAB and Pillow;
-    without, torch's plain interpolation (a = -0.75) is used, as the training-time degradations do.
+    without, torch's plain interpolation (a = -0.75) is used, as the training-time degradations do.  What shrinks to
+    less than a 32nd is first averaged to 16 times the size: CUDA's kernel holds no more.
     """
     if tuple(images.shape[-2:]) == tuple(size):
         return images.clamp(0, 1)
     if mode in ("area", "nearest"):
         return F.interpolate(images, size=size, mode=mode).clamp(0, 1)
+    if antialias:
+        sides = zip(images.shape[-2:], size, strict=True)
+        fewer = [16 * new if old > 32 * new else old for old, new in sides]
+        images = F.interpolate(images, size=fewer, mode="area") if fewer != [*images.shape[-2:]] else images
     return F.interpolate(images, size=size, mode=mode, align_corners=False, antialias=antialias).clamp(0, 1)
 
 

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -137,3 +138,27 @@ def test_resize_stays_in_range_and_keeps_constants():
         flat = resize(torch.full((2, 3, 5, 7), 0.3), (3, 11), mode)
         assert torch.allclose(flat, torch.tensor(0.3), atol=1e-6)
     assert torch.equal(resize(checkerboard, (8, 8)), checkerboard)
+
+
+def test_shrinking_far_keeps_the_picture():
+    """CUDA's antialiased kernel refuses more than about 47 times: it goes in two steps from 32 on."""
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 400), torch.linspace(0, 1, 330), indexing="ij")
+    image = torch.stack([rows, columns, 0.5 + 0.4 * torch.sin(7 * rows) * torch.cos(5 * columns)])[None]
+    at_once = F.interpolate(image, size=(4, 7), mode="bicubic", align_corners=False, antialias=True)
+    torch.testing.assert_close(resize(image, (4, 7)), at_once, atol=4e-3, rtol=0)
+    assert torch.equal(resize(torch.full((1, 3, 400, 330), 0.25), (4, 7)), torch.full((1, 3, 4, 7), 0.25))
+    assert resize(image, (1, 1)).shape == (1, 3, 1, 1)
+
+
+def test_no_resize_asks_for_more_than_a_gpu_shrinks_at_once(monkeypatch):
+    asked, real = [], F.interpolate
+
+    def watched(images, size, **options):
+        if options.get("antialias"):
+            asked.append(max(old / new for old, new in zip(images.shape[-2:], size, strict=True)))
+        return real(images, size=size, **options)
+
+    monkeypatch.setattr(F, "interpolate", watched)
+    for old, new in ((33, 1), (512, 1), (512, 16), (600, 17), (100, 300)):
+        assert resize(torch.rand(1, 3, old, 40), (new, 30)).shape == (1, 3, new, 30)
+    assert len(asked) == 5 and max(asked) <= 32
