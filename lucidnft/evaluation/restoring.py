@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from lucidnft.evaluation.settings import RestoreRun
 from lucidnft.inference import load_policy, restore
 from lucidnft.inference.batching import plan_batches
 from lucidnft.inference.checkpoints import BASE, BackboneConfig, find_weights, weights_id
-from lucidnft.inference.device import choose_device, move_to
+from lucidnft.inference.device import choose_device, give_back_memory, move_to
 from lucidnft.inference.folder import RestoredImage, restore_files
 from lucidnft.inference.jobs import plan_jobs
 from lucidnft.policy import Policy
@@ -79,9 +78,7 @@ def restore_method(
     try:
         return _restore(name, run, lr, output_dir, where, lr_suffix, base, progress)
     finally:  # the policy is gone by now; metrics, in other processes too, need the memory it had
-        gc.collect()
-        if where.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back_memory(where)
 
 
 def _restore(

@@ -16,6 +16,7 @@ from lucidnft.backbones.autoencoder import DrawsImages
 from lucidnft.backbones.base import Backbone
 from lucidnft.images import resize
 from lucidnft.inference.color_fix import COLOR_FIXES, AlignMethod
+from lucidnft.inference.device import give_back_memory
 from lucidnft.inference.sizes import pad_to_multiple
 from lucidnft.inference.tile_memory import (
     TilePlan,
@@ -74,7 +75,7 @@ class Restoration:
             if (
                 part is None
             ):  # outside of `except`, whose traceback holds on to the tensors of the failed attempt
-                _give_back_memory(backbone_of(self.policy_or_backbone).device)
+                give_back_memory(backbone_of(self.policy_or_backbone).device)
                 assert smaller is not None
                 warnings.warn(
                     f"{', '.join(keys[rows])}: out of memory with {plan}; going on with {smaller}",
@@ -168,8 +169,3 @@ def check_finite(values: Tensor, keys: Sequence[str]) -> None:
             f"the restoration of {len(bad)} image(s) is not finite ({names}): the checkpoint has diverged or is "
             "damaged; use an earlier one"
         )
-
-
-def _give_back_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -163,7 +163,7 @@ def test_out_of_memory_halves_the_tile_and_gives_the_pixels_of_that_tile():
 def test_the_memory_given_back_is_that_of_the_backbone_s_device(monkeypatch):
     small, given_back = PixelBackbone(), []
     small.fails_above, small.device = 128 * 128, torch.device("cpu:0")
-    monkeypatch.setattr("lucidnft.inference.restoration._give_back_memory", given_back.append)
+    monkeypatch.setattr("lucidnft.inference.restoration.give_back_memory", given_back.append)
     with pytest.warns(UserWarning, match="going on with tiles of 128 px"):
         restore(small, structure(64, 40), tile_size=256, batch_size=1, storage="cpu", num_inference_steps=1)
     assert given_back == [small.device] != [torch.device("cpu")]
