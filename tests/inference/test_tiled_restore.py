@@ -7,7 +7,6 @@ import torch
 
 from lucidnft.images import resize
 from lucidnft.inference import restore, tiled_images
-from lucidnft.inference.group_norms import GivenGroupNorms, RecordedGroupNorms
 from lucidnft.inference.tile_memory import (
     AUTO_TILE_SIZES,
     TilePlan,
@@ -17,6 +16,7 @@ from lucidnft.inference.tile_memory import (
 )
 from lucidnft.records import Condition
 from tests.small_backbone import moved_policy, small_backbone
+from tests.small_decoder import Normed
 from tests.small_dit4sr import small_dit4sr
 
 
@@ -292,49 +292,6 @@ def test_colours_are_matched_once_on_the_whole_image():
     fixed = restore(PixelBackbone(), lr, tile_size=32, align_method="wavelet", align_to="pre_restored")
     pre_restored = 1 - resize(lr, (80, 104), "nearest")  # PixelBackbone's field: 1 - 2 up, in [-1, 1]
     torch.testing.assert_close(fixed, wavelet_color_fix(plain, pre_restored).clamp(0, 1), atol=1e-5, rtol=0)
-
-
-class Normed(torch.nn.Module):
-    """What an autoencoder's decoder has: convolutions and group norms."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
-        self.norm, self.again = torch.nn.GroupNorm(2, 8), torch.nn.GroupNorm(4, 8, affine=False)
-
-    def forward(self, x):
-        return self.last(self.again(self.norm(self.first(x)).relu()))
-
-
-def test_given_statistics_are_those_of_the_recorded_image():
-    network, image = Normed(), structure(24, 16)
-    with torch.no_grad():
-        network.norm.weight.copy_(torch.linspace(0.5, 2, 8))
-        network.norm.bias.copy_(torch.linspace(-1, 1, 8))
-        with RecordedGroupNorms() as recorded:
-            expected = network(image)
-        assert len(recorded.statistics) == 2
-        with GivenGroupNorms(recorded.statistics):
-            again = network(image)
-        torch.testing.assert_close(again, expected, atol=1e-5, rtol=1e-5)
-        with GivenGroupNorms(recorded.statistics):
-            part = network(image[:, :, :12])
-        torch.testing.assert_close(part[:, :, :9], expected[:, :, :9], atol=1e-5, rtol=1e-5)
-        assert (network(image[:, :, :12]) - part)[:, :, :9].abs().max() > 0.05
-
-
-@torch.no_grad()
-def test_given_statistics_are_not_rounded_to_bfloat16():
-    norm = torch.nn.GroupNorm(2, 8).to(torch.bfloat16)
-    norm.weight.copy_(torch.linspace(0.51, 2.3, 8))
-    image = torch.randn(1, 8, 32, 32, generator=torch.Generator().manual_seed(0)).add(3).to(torch.bfloat16)
-    with RecordedGroupNorms() as recorded:
-        expected = norm(image)
-    with GivenGroupNorms(recorded.statistics):
-        given = norm(image)
-    assert given.dtype == torch.bfloat16
-    # rounded, the shift alone is off by up to 2^-8 of itself, for every pixel
-    assert (given.double() - expected.double()).mean(dim=(2, 3)).abs().max() < 2e-4
 
 
 def test_an_autoencoder_s_tiles_are_decoded_under_one_norm(monkeypatch):

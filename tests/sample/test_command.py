@@ -13,13 +13,10 @@ from PIL import Image
 import lucidnft
 from lucidnft.backbones.tiny import TinyBackboneConfig
 from lucidnft.checkpoint import checkpoint_folder, save_tensors
-from lucidnft.flow.solvers import ODE_SOLVERS
 from lucidnft.images import read_image
 from lucidnft.inference import restore
 from lucidnft.inference.checkpoints import POLICY_FORMAT
-from lucidnft.inference.color_fix import COLOR_FIXES
 from lucidnft.policy import Role
-from lucidnft.sample import arguments as sample_arguments
 from lucidnft.sample import setup
 from lucidnft.sample.command import main
 from tests.small_backbone import moved_policy, small_backbone
@@ -82,21 +79,6 @@ def arguments(photos, out, checkpoint, *more):
 
 def outputs(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.png"))}
-
-
-def test_help_is_quick_and_loads_no_heavy_package():
-    code = (
-        "import sys, runpy; sys.argv = ['sample.py', '--help']\n"
-        "try:\n    runpy.run_path('sample.py', run_name='__main__')\n"
-        "except SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'pyiqa', 'open_clip', 'peft', 'accelerate'}\n"
-        "print('HEAVY', sorted(heavy & set(sys.modules)))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "HEAVY []" in answer.stdout
-    assert "--align_method" in answer.stdout
 
 
 def test_the_command_restores_a_folder_of_everything(photos, run_dir, tmp_path):
@@ -234,27 +216,6 @@ def test_what_cannot_start_ends_with_status_two_and_writes_nothing(photos, base,
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        ["--upscale", "0"],
-        ["--upscale", "nan"],
-        ["--num_inference_steps", "0"],
-        ["--solver", "rk4"],
-        ["--sede", "1"],
-        ["--fidelity", "1.5"],
-        ["--tile_size", "0"],
-        ["--latent_tiled_size", "96"],
-        ["--fit", "inside"],
-    ],
-)
-def test_mistyped_options_end_with_status_two(option, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        main([*arguments(tmp_path, tmp_path / "out", "base"), *option])
-    assert end.value.code == 2
-    assert option[0] in capsys.readouterr().err
-
-
 def test_the_size_is_that_asked_for_and_a_distortion_is_that_file_s_failure(photos, base, tmp_path, capsys):
     def sizes(out):
         return {name: Image.open(out / name).size for name in outputs(out)}
@@ -286,25 +247,6 @@ def test_other_tools_spellings_mean_the_same(photos, base, tmp_path):
         argv = [f"{read}={photos / 'odd.png'}", write, str(out), steps, "2", colours, "adain", "-s", "4"]
         assert main([*argv, "--checkpoint", str(base), "--device", "cpu"]) == 0
         assert outputs(out) == outputs(tmp_path / "ours")
-
-
-def test_flags_that_mean_something_else_elsewhere_say_what_to_give_here(capsys):
-    for flag, hint in sample_arguments.OTHER_MEANINGS.items():
-        with pytest.raises(SystemExit):
-            sample_arguments.parse_args(["-i", "a", "-o", "b", flag, "8"])
-        assert f"{flag} {hint}" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        sample_arguments.parse_args(["-i", "a", "-o", "b", "--width", "8", "--upscale", "2"])
-    assert "give one of them" in capsys.readouterr().err
-
-
-def test_the_help_is_grouped_and_fits_two_screens(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    text = sample_arguments.build_parser().format_help()
-    for group in ("files:", "model:", "size:", "look:", "choose and check:", "memory and speed:"):
-        assert f"\n{group}\n" in text
-    assert len(text.splitlines()) <= 80
-    assert not any(alias in text for alias in ("--input_image", "--control_image", "--num_steps"))
 
 
 def test_outputs_never_lie_among_other_files_of_the_command(photos, base, tmp_path, capsys):
@@ -371,11 +313,3 @@ def test_an_output_folder_that_cannot_be_written_ends_with_status_one(
     monkeypatch.setattr("lucidnft.inference.folder.save_image", full)
     assert main(arguments(photos / "odd.png", tmp_path / "out", base)) == 1
     assert "No space left on device" in capsys.readouterr().err
-
-
-def test_choices_are_those_of_the_library():
-    source = Path(sample_arguments.__file__).read_text()
-    for names in (ODE_SOLVERS, COLOR_FIXES):
-        line = next(text for text in source.splitlines() if "choices=" in text and next(iter(names)) in text)
-        offered = {word.strip(' "') for word in line.split("choices=(")[1].split(")")[0].split(",")}
-        assert offered == set(names)
