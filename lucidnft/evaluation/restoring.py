@@ -24,6 +24,8 @@ from lucidnft.inference.checkpoints import BASE, BackboneConfig, find_weights, w
 from lucidnft.inference.device import choose_device, give_back_memory, move_to
 from lucidnft.inference.folder import RestoredImage, restore_files
 from lucidnft.inference.jobs import plan_jobs
+from lucidnft.inference.speed_settings import prepare_for_restoring
+from lucidnft.inference.tiled_images import folded
 from lucidnft.policy import Policy
 
 BATCH_SIZE = 4
@@ -94,6 +96,7 @@ def _restore(
     stems = {path: stem for stem, paths in by_stem(lr, lr_suffix)[0].items() for path in paths}
     loaded = load_policy(run.checkpoint, model_name_or_path=run.model_name_or_path, base=base)
     policy = move_to(loaded, where)
+    prepare_for_restoring(policy)
     folder = output_dir / "restored" / f"{name}-{_run_digest(run, base, list(stems), policy, where)}"
 
     def restore_images(images: Tensor, keys: Sequence[str]) -> list[RestoredImage]:
@@ -105,7 +108,8 @@ def _restore(
 
     jobs = [job for job in plan_jobs(lr, folder) if job.source in stems]
     batches = plan_batches(jobs, BATCH_SIZE)
-    summary = restore_files(batches, restore_images, skip_existing=True, progress=progress)
+    with folded(policy):
+        summary = restore_files(batches, restore_images, skip_existing=True, progress=progress)
     return folder, {stems[path]: f"could not be restored: {reason}" for path, reason in summary.failed}
 
 

@@ -39,6 +39,13 @@ def backbone_of(policy_or_backbone: Policy | Backbone) -> Backbone:
     return policy_or_backbone.backbone if isinstance(policy_or_backbone, Policy) else policy_or_backbone
 
 
+def folded(policy_or_backbone: Policy | Backbone) -> AbstractContextManager[None]:
+    """A region in which a policy's current adapter is part of its base: added once for all that is restored there."""
+    if isinstance(policy_or_backbone, Policy):
+        return policy_or_backbone.folded(Role.CURRENT)
+    return nullcontext()
+
+
 def tile_unit(backbone: Backbone, native: int) -> int:
     """Output pixels a side of the smallest square that whole LR pixels and what the backbone takes both fill."""
     return math.lcm(backbone.latent_spec.multiple, native)
@@ -105,10 +112,7 @@ class TiledImages:
         """
         size = (self.layout.height * self.unit, self.layout.width * self.unit)
         grid = self.backbone.default_time_grid(settings.num_inference_steps, *size)
-        region: AbstractContextManager[None] = nullcontext()
-        if isinstance(self.policy_or_backbone, Policy):
-            region = self.policy_or_backbone.folded(Role.CURRENT)
-        with region:
+        with folded(self.policy_or_backbone):
             x_0 = self._solved(draw, settings, grid)
         self._kept.clear()
         self._tiles.release()

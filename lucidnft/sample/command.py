@@ -10,7 +10,6 @@ import argparse
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -113,7 +112,7 @@ def restore_share(
     """Restore the files of this process; what became of them, and why it stopped early if it did."""
     from lucidnft.environment import environment
     from lucidnft.inference.folder import RestoreSummary, restore_files
-    from lucidnft.policy import Policy, Role
+    from lucidnft.inference.tiled_images import folded
     from lucidnft.sample.manifest import Manifest, other_plans, other_settings
 
     if args.skip_existing and processes.is_main:
@@ -130,11 +129,9 @@ def restore_share(
             file=sys.stderr,
         )
     written = RestoreSummary()
-    # an adapter is added to its base once, not for every image
-    fold = work.policy.folded(Role.CURRENT) if isinstance(work.policy, Policy) else nullcontext()
     facts = {"shard": work.shard, "plan": work.plan, **environment(work.device, processes.count)}
     try:
-        with fold, Manifest(work.output_dir, work.settings, facts, work.part) as manifest:
+        with folded(work.policy), Manifest(work.output_dir, work.settings, facts, work.part) as manifest:
             restore_files(
                 work.batches, work.restore_images, work.output, skip_existing=args.skip_existing,
                 progress=processes.is_main, record=manifest.add, summary=written,

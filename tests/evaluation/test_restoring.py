@@ -162,6 +162,15 @@ def test_a_later_run_that_cannot_be_loaded_is_no_start_that_failed(lr, tmp_path,
     assert main([str(tmp_path / "eval.yaml")]) == 2
 
 
+def test_a_checkpoint_computes_in_the_precision_that_the_command_chooses(lr, monkeypatch):
+    """The images of a table are those that sample.py writes."""
+    loaded = load_policy("base")
+    loaded.autocast_dtype = torch.bfloat16
+    monkeypatch.setattr(restoring, "load_policy", lambda *_, **__: loaded)
+    restored("base", lr)
+    assert loaded.autocast_dtype is None
+
+
 def test_a_policy_is_gone_once_it_has_restored(lr, tmp_path, monkeypatch):
     loaded, emptied = [], []
 
