@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from lucidnft.checkpoint import save_text
-from lucidnft.evaluation.cache import ScoreCache, score_key
+from lucidnft.evaluation.cache import ScoreCache
 from lucidnft.evaluation.evaluator import BAR_FORMAT, plan_workers
 from lucidnft.evaluation.metrics import (
     MetricInfo,
@@ -27,9 +27,10 @@ from lucidnft.evaluation.metrics import (
     check_names,
     settings_of,
 )
-from lucidnft.evaluation.pairing import Case, Problem, file_digest, printable
+from lucidnft.evaluation.pairing import Case, Problem, printable
 from lucidnft.evaluation.protocols import PROTOCOLS, decimals_of
-from lucidnft.evaluation.scoring import Job, Scorer
+from lucidnft.evaluation.score_plan import plan_scores
+from lucidnft.evaluation.scoring import Scorer
 from lucidnft.evaluation.tables import interval
 from lucidnft.statistics import mean_interval
 
@@ -173,16 +174,23 @@ def _fill(
     progress: bool,
 ) -> None:
     with ScoreCache(cache) as kept:
-        jobs, keys = _plan(pairs, metrics, kept, result)
-        bar = tqdm(total=len(jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress)
+        cases = (Case("", stem, sr=output, lr=source) for stem, source, output in pairs)
+        plan = plan_scores(cases, metrics, kept)
+        failed: list[Problem] = []
+        bar = tqdm(
+            total=len(plan.jobs), desc="score", unit="image", bar_format=BAR_FORMAT, disable=not progress
+        )
         with bar:
-            for done in scorer.score(jobs):
+            for done in scorer.score(plan.jobs):
                 stem = done.job.case.stem
-                kept.add((keys[stem][name], name, stem, score) for name, score in done.scores.items())
+                kept.add(
+                    (plan.keys["", stem][name], name, stem, score) for name, score in done.scores.items()
+                )
                 result.num_computed += len(done.scores)
-                result.problems += done.problems
+                failed += done.problems
                 bar.update()
-        for stem, wanted in keys.items():
+        result.problems += [*plan.problems, *failed, *plan.of_copies(failed)]
+        for (_, stem), wanted in plan.keys.items():
             found = {name: kept.get(key) for name, key in wanted.items()}
             result.rows += [
                 {"stem": stem, "metric": name, "value": value}
@@ -221,24 +229,3 @@ def _described(scorer: Scorer, progress: bool) -> tuple[dict[str, MetricInfo], l
             "lucidnft.evaluation --sr OUTPUTS --hr HR"
         )
     return metrics, unavailable
-
-
-def _plan(
-    pairs: Sequence[NamedPair], metrics: dict[str, MetricInfo], kept: ScoreCache, result: OutputScores
-) -> tuple[list[Job], dict[str, dict[str, str]]]:
-    """Jobs for the scores that are not kept yet, and the name of every score in the cache by image and metric."""
-    jobs: list[Job] = []
-    keys: dict[str, dict[str, str]] = {}
-    for stem, source, output in pairs:
-        case = Case("", stem, sr=output, lr=source)
-        try:
-            digests = {side: file_digest(path) for side, path in case.files().items()}
-        except OSError as error:
-            reason = f"{error.filename} cannot be read: {error.strerror or error}"
-            result.problems.append(Problem(case.method, stem, reason))
-            continue
-        keys[stem] = {name: score_key(metric, digests) for name, metric in metrics.items()}
-        missing = tuple(name for name, key in keys[stem].items() if kept.get(key) is None)
-        if missing:
-            jobs.append(Job(len(jobs), case, digests["sr"], missing))
-    return jobs, keys

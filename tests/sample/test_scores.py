@@ -119,7 +119,7 @@ def test_files_without_a_score_are_named_and_the_rest_goes_on(pairs, tmp_path):
     lines = result.missing_lines()
     assert len(lines) == 3
     assert lines[0].startswith("a.1: the SR file 'a.1.png' cannot be read")
-    assert lines[1].startswith("sub/b: ") and "b.png cannot be read: No such file" in lines[1]
+    assert lines[1].startswith("sub/b: ") and "'b.png' cannot be read: No such file" in lines[1]
     assert lines[2].startswith("turned [lucid_consistency, lr_fidelity]: the LR file 'turned.png' cannot")
 
 
