@@ -212,9 +212,8 @@ def _pairs_of(
     needed: Mapping[str, Sequence[str]],
     failed: Mapping[str, str] | None = None,
 ) -> Pairs:
-    suffix = (
-        config.sr_suffix.get(method, "") if failed is None else config.lr_suffix
-    )  # restored under LR's names
+    # what was restored here has LR's names
+    suffix = config.sr_suffix.get(method, "") if failed is None else config.lr_suffix
     return pair_method(
         method, folder, config.benchmark_folders, failed, suffix=suffix, suffixes=config.benchmark_suffixes,
         needed=needed,

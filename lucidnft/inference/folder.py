@@ -145,9 +145,8 @@ class _Run:
         self.record = record
         self.summary = summary
         self.skipped: frozenset[Path] = frozenset()
-        self._unexpected = 0
-        self._counted: Batch | None = None  # the last batch with an unexpected error
         self._batch: Batch | None = None
+        self._broken: set[Batch | None] = set()  # with unexpected errors since an image was restored
 
     def restore_batch(self, batch: Batch, images: Sequence[ReadResult]) -> None:
         """Restore what could be decoded, images of one upright size together, and report the others."""
@@ -180,7 +179,7 @@ class _Run:
             for single in group:  # to tell which of them it was
                 self._restore_group([single])
             return
-        self._unexpected = 0
+        self._broken.clear()
         seconds = (time.perf_counter() - started) / len(group)
         for (job, image), result in zip(group, restored, strict=True):
             if job.target not in self.skipped:
@@ -222,9 +221,8 @@ class _Run:
     def _failed(self, job: RestoreJob, error: BaseException, *, counted: bool = False) -> None:
         """counted: it was restored, and failed after that."""
         if not isinstance(error, (ValueError, OSError)) and not is_out_of_memory(error):
-            self._unexpected += self._batch is not self._counted
-            self._counted = self._batch
-            if self._unexpected == UNEXPECTED_IN_A_ROW:
+            self._broken.add(self._batch)
+            if len(self._broken) == UNEXPECTED_IN_A_ROW:
                 raise error
         reason = _reason(error)
         self.summary.failed.append((job.source, reason))

@@ -72,9 +72,8 @@ class Restoration:
                 if smaller is None or not is_out_of_memory(error):
                     raise
                 part = None
-            if (
-                part is None
-            ):  # outside of `except`, whose traceback holds on to the tensors of the failed attempt
+            # outside of `except`, whose traceback holds on to the tensors of the failed attempt
+            if part is None:
                 give_back_memory(backbone_of(self.policy_or_backbone).device)
                 assert smaller is not None
                 warnings.warn(

@@ -177,9 +177,7 @@ def create_metric(metric: str, options: dict[str, Any]) -> torch.nn.Module:
         ) from error
     except ValueError:  # about the options
         raise
-    except (
-        Exception
-    ) as error:  # what pickle, torch and transformers raise on a damaged file is any kind of error
+    except Exception as error:  # of pickle, torch or transformers: a damaged file raises any kind
         raise RuntimeError(
             f"pyiqa metric '{metric}' could not be loaded ({type(error).__name__}: {error}). Is a weight file cut "
             f"short, or a web page under its name? Delete it, and it is fetched again; pyiqa looks in: "
